@@ -86,7 +86,12 @@ def batch_shape(
     length = next((n for n in LADDER if n >= tokens), tokens)
     return max(1, TOKENS_PER_BATCH.get(device, 1024) // length), length
 
-# %% ../nbs/02_encoders.ipynb #db10fc83
+# %% ../nbs/02_encoders.ipynb #6b7eef7d
+def _damage() -> tuple[type[Exception], ...]:
+    "The LMDB errors that mean a damaged file rather than a full disk or a missing permission."
+    import lmdb
+    return lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PageNotFoundError, lmdb.PanicError
+
 class EmbeddingCache:
     "Vectors on disk, by hash of prompt and text: crash-safe, shared by processes. [ours]"
     _open: dict[tuple[int, str], Any] = {} # LMDB allows one handle per file and process
@@ -114,7 +119,7 @@ class EmbeddingCache:
                 env.close()
                 raise lmdb.CorruptedError(f"{size:,} bytes, expected {needed:,}")
             return env
-        except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PageNotFoundError, lmdb.PanicError) as e:
+        except _damage() as e:
             if not retry: raise InputError(f"the embedding cache in {self.folder} can't be opened ({e}): delete that folder.") from e
             self._set_aside(str(e))
             return self._start(retry=False)
@@ -162,15 +167,15 @@ class EmbeddingCache:
                 for key, v in zip(keys, np.ascontiguousarray(vectors, np.float32)):
                     raw = v.tobytes()
                     txn.put(key, raw + zlib.crc32(raw).to_bytes(4, "little"))
-        except (lmdb.DiskError, lmdb.MapFullError, OSError) as e:
+        # the vectors are at hand: losing a damaged cache must not lose the run
+        except _damage() as e: self._set_aside(str(e))
+        # a failed transaction leaves the store as it was
+        except (lmdb.Error, OSError) as e:
             raise InputError(f"the embedding cache in {self.folder} can't grow ({e}): free some space, or set ECI_SEM_CACHE to a folder on another disk. What is cached stays.") from e
-        except lmdb.Error as e:
-            # the vectors are at hand: losing the cache must not lose the run
-            self._set_aside(str(e))
 
     def __len__(self) -> int: return self._env.stat()["entries"]
 
-# %% ../nbs/02_encoders.ipynb #beed3f31
+# %% ../nbs/02_encoders.ipynb #7477525e
 def _fingerprint_folder(folder: Path) -> str:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".safetensors", ".json", ".txt", ".model", ".npy", ".gguf") and not any(part.startswith(".") for part in p.relative_to(folder).parts))
     return sha256_text(*(f"{p.relative_to(folder).as_posix()}={_sha256_file(p)}" for p in files))
@@ -282,7 +287,7 @@ class Encoder:
         distinct = list(rows)
         keys = [hashlib.sha256(f"{len(prompt)}:{prompt}{t}".encode("utf-8", "surrogatepass")).digest()[:16] for t in distinct]
         store = EmbeddingCache(self._cache / self.fingerprint[:32], self.dim) if self._cache is not None else None
-        vectors, found = store.get(keys) if store else (np.empty((len(distinct), self.dim), np.float32), np.zeros(len(distinct), bool))
+        vectors, found = store.get(keys) if store is not None else (np.empty((len(distinct), self.dim), np.float32), np.zeros(len(distinct), bool))
         missing = np.flatnonzero(~found)
         if len(missing): self._fill(distinct, keys, missing, prompt, what, vectors, store, progress, batch_size)
         self.stats = dict(texts=len(texts), distinct=len(distinct), cached=int(found.sum()), encoded=len(missing), truncated=self.stats["truncated"] if len(missing) else 0)
@@ -306,7 +311,7 @@ class Encoder:
                 if len(bad): raise InputError(f"encoder {self.name!r} gives a vector that is zero or not finite for: {texts[missing[batch[bad[0]]]][:80]!r}.")
                 for k, v in zip(batch, (out / norm[:, None]).astype(np.float32)): vectors[missing[k]] = v
                 done += batch; at += len(batch)
-                if store and (len(done) >= batch_size or at == len(order)):
+                if store is not None and (len(done) >= batch_size or at == len(order)):
                     store.put([keys[missing[k]] for k in done], vectors[missing[done]])
                     done = []
                 bar.update(len(batch))
@@ -339,7 +344,7 @@ class Encoder:
 
     def __repr__(self) -> str: return f"Encoder({self.name!r}, dtype={self.dtype}, device={self.device}, fingerprint={self.fingerprint[:12]})"
 
-# %% ../nbs/02_encoders.ipynb #771bc4af
+# %% ../nbs/02_encoders.ipynb #541f630f
 @dataclass(frozen=True)
 class HubFamily:
     "Settings of a model from a hub that its files don't tell."
@@ -390,7 +395,12 @@ def converted_gguf(
     tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(tmp)
-        AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32).save_pretrained(tmp)
+        model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
+        # transformers refuses to save what it read from GGUF; the weights are plain float32 by now
+        if hasattr(model.config, "quantization_config"): del model.config.quantization_config
+        plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+        plain.load_state_dict(model.state_dict())
+        plain.save_pretrained(tmp)
         try: os.replace(tmp, folder)
         except OSError:
             if not (folder / "config.json").exists(): raise # another process was first

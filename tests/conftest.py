@@ -1,0 +1,27 @@
+"""Shared by all tests: a cache of their own, no network, and where the public test collections are."""
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# before anything imports transformers: no hub, and never the user's own cache
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ["ECI_SEM_CACHE"] = os.environ.get("ECI_SEM_TEST_CACHE") or tempfile.mkdtemp(prefix="eci_sem-tests-")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    folder = Path(os.environ.get("ECI_SEM_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("the public test collections (../shared/data) are not on this machine")
+    return folder
