@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['make_parser', 'main']
 
-# %% ../nbs/11_cli.ipynb #869dd76f
+# %% ../nbs/11_cli.ipynb #9ada10c0
 import argparse
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from . import __version__
 from .collection import InputError, unknown_name, write_text
 
-# %% ../nbs/11_cli.ipynb #a7104d3a
+# %% ../nbs/11_cli.ipynb #a22f0260
 _RANK = """Rank negative sources with ECI_sem, from frozen embeddings of the encoder that is to be trained.
 
 FILE holds triples: .parquet, .jsonl or .jsonl.gz with "query", "positive" and "negative" (or a list "negatives"); "source" names
@@ -69,8 +68,10 @@ def _natural(text: str) -> int:
 def make_parser() -> argparse.ArgumentParser:
     "The parser of the command line. [ours]"
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="show tracebacks")
+    # suppressed default: 'eci-sem --debug rank' and 'eci-sem rank --debug' are the same
+    common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
     parser = argparse.ArgumentParser("eci-sem", description=_TOP, epilog=_TOP_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--version", action="version", version=f"eci_sem {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     def command(name: str, about: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -96,12 +97,12 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--split", required=True, help="whose queries: score, train or test for docstrings")
     p.add_argument("--out", required=True, metavar="FILE", help="the triples: .parquet, .jsonl or .jsonl.gz")
     p.add_argument("--encoder", metavar="NAME", help="for the source dense, and for --min-margin")
-    p.add_argument("--device", metavar="NAME", help="where to encode: cpu, cuda, ... (default: cpu)")
+    p.add_argument("--device", metavar="NAME", help="where to encode and to write: cpu, cuda, ... (default: cpu)")
     p.add_argument("--num-negatives", type=_positive_int, default=1, metavar="N", help="negatives per query (default: 1)")
-    p.add_argument("--skip-top", type=_natural, metavar="N", help="leave out the N best-ranked candidates; bm25 and dense (default: 0)")
-    p.add_argument("--min-margin", type=float, metavar="X", help="keep a negative only if q.p - q.n is at least X under the encoder; not for llm")
+    p.add_argument("--skip-top", type=_natural, default=0, metavar="N", help="leave out the first N candidates of each query (default: 0)")
+    p.add_argument("--min-margin", type=float, metavar="X", help="keep a negative only if q.p - q.n is at least X under the encoder")
     p.add_argument("--limit", type=_positive_int, metavar="N", help="only N queries of the split, chosen by the seed")
-    p.add_argument("--seed", type=_natural, default=0, metavar="N", help="of random negatives, of the writer, and of --limit (default: 0)")
+    p.add_argument("--seed", type=_natural, metavar="N", help="of the random source, of the writer, and of --limit (default: 0)")
 
     p = command("reproduce", "run the experiments of a profile", _REPRODUCE, _REPRODUCE_EXAMPLES)
     p.add_argument("--profile", required=True, metavar="NAME", help="offline, smoke, or the path of a .yaml file")
@@ -173,35 +174,26 @@ def _rank(args: argparse.Namespace) -> int:
     print(ranking.to_json() if args.json else ranking)
     return 0
 
-# %% ../nbs/11_cli.ipynb #2b2097c2
-# which options a source makes use of
-_USES = {"bm25": ("skip_top", "min_margin"), "dense": ("encoder", "skip_top", "min_margin"), "llm": (), "random": ("min_margin",)}
-
+# %% ../nbs/11_cli.ipynb #6de29b7c
 def _mine(args: argparse.Namespace) -> int:
+    from eci_sem.sources import SOURCES, WriterConfig, mine
     for source in args.source:
-        if source not in _USES: raise unknown_name("source", source, _USES)
+        if source not in SOURCES: raise unknown_name("source", source, SOURCES)
         if args.source.count(source) > 1: raise InputError(f"--source names {source!r} twice.")
-    used = {o for s in args.source for o in _USES[s]}
-    for option in ("skip_top", "min_margin"):
-        if getattr(args, option) is not None and option not in used: raise InputError(f"--{option.replace('_', '-')} has no effect on the source {' or '.join(args.source)}; leave it out.")
+    named = " or ".join(args.source)
     needs = "dense" in args.source or args.min_margin is not None
     if needs and not args.encoder: raise InputError(f"{'the source dense' if 'dense' in args.source else '--min-margin'} needs an encoder: add --encoder NAME, e.g. --encoder minilm.")
-    if args.encoder and not needs: raise InputError(f"--encoder has no effect on the source {' or '.join(args.source)} without --min-margin; leave it out.")
-    if args.device and not args.encoder: raise InputError("--device has no effect without --encoder; leave it out.")
-    out = _out(args.out, (".parquet", ".jsonl", ".jsonl.gz"))
-    from eci_sem import sources
+    if args.encoder and not needs: raise InputError(f"--encoder has no effect on the source {named} without --min-margin; leave it out.")
+    if args.device and not needs and "llm" not in args.source: raise InputError(f"--device has no effect on the source {named}; leave it out.")
+    if args.seed is not None and not {"random", "llm"} & set(args.source) and args.limit is None: raise InputError(f"--seed has no effect on the source {named} without --limit; leave it out.")
+    out, seed, device = _out(args.out, (".parquet", ".jsonl", ".jsonl.gz")), args.seed or 0, args.device or "cpu"
     from eci_sem.encoders import load_encoder
     from eci_sem.triples import Triples
-    encoder = load_encoder(args.encoder, device=args.device or "cpu") if needs else None
+    encoder = load_encoder(args.encoder, device=device) if needs else None
     collection = _collection(args.collection)
-    pairs = collection.pairs(args.split, limit=args.limit, seed=args.seed)
-    options: dict[str, Any] = dict(num_negatives=args.num_negatives)
-    ranked = dict(**options, skip_top=args.skip_top or 0, min_margin=args.min_margin)
-    miners = dict(bm25=lambda: sources.mine_bm25(collection, pairs, margin_encoder=encoder if args.min_margin is not None else None, **ranked),
-        dense=lambda: sources.mine_dense(collection, pairs, encoder, **ranked),
-        random=lambda: sources.mine_random(collection, pairs, seed=args.seed, min_margin=args.min_margin, margin_encoder=encoder if args.min_margin is not None else None, **options),
-        llm=lambda: sources.mine_llm(collection, pairs, config=sources.WriterConfig(seed=args.seed)))
-    triples = Triples.concat([miners[source]() for source in args.source])
+    pairs = collection.pairs(args.split, limit=args.limit, seed=seed)
+    own = dict(random=dict(seed=seed), llm=dict(config=WriterConfig(seed=seed), device=device))
+    triples = Triples.concat([mine(s, collection, pairs, encoder, num_negatives=args.num_negatives, skip_top=args.skip_top, min_margin=args.min_margin, **own.get(s, {})) for s in args.source])
     triples.write(out)
     print(triples.summary)
     return 0

@@ -102,7 +102,7 @@ def _panels(rows: int, columns: int, width: float, height: float, **kwargs) -> I
         fig.draw_without_rendering()
         fig.set_layout_engine("none")
 
-# %% ../nbs/09_figures.ipynb #e92c2af9
+# %% ../nbs/09_figures.ipynb #bde6c9b3
 KINDS = ("source", "hybrid", "control")
 
 def _check(figure: str, table: "pd.DataFrame", text: tuple[str, ...], numbers: tuple[str, ...], key: tuple[str, ...] = (), gaps: tuple[str, ...] = ()) -> "pd.DataFrame":
@@ -164,10 +164,10 @@ def _value_axis(axes: Iterable["Axes"], label: str, unit: str = "", ticks: int =
         if label: ax.set_xlabel(f"{label} ({unit})" if unit else label)
     return unit
 
-def _title(*parts: str) -> str:
-    # a long encoder name would be cut at the edge of the page
-    parts = [p for p in parts if p]
-    return ", ".join(parts) if sum(map(len, parts)) <= 32 else "\n".join(line for p in parts for line in textwrap.wrap(p, 32))
+def _title(columns: int, *parts: str) -> str:
+    # the layout makes no room for a title wider than its panel: a long encoder name would be cut
+    parts, room = [p for p in parts if p], 32 if columns < 3 else 26
+    return ", ".join(parts) if sum(map(len, parts)) <= room else "\n".join(line for p in parts for line in textwrap.wrap(p, room))
 
 def _names(ax: "Axes", sources: list[str]) -> None:
     styles = source_styles(sources)
@@ -203,7 +203,7 @@ def save_figure(
     record = dict(meta=meta, versions=versions, sha256={p.name: hashlib.sha256(d).hexdigest() for p, d in zip(paths, made.values())})
     return [*paths, write_text(Path(folder) / f"{stem}.json", json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n")]
 
-# %% ../nbs/09_figures.ipynb #a1f6c735
+# %% ../nbs/09_figures.ipynb #5c13a68a
 def published_scores(
     table: "pd.DataFrame", # Columns encoder, source, kind (source|hybrid|control), score in nats; optional mean_of_parts, a tick beside each hybrid
     decimals: int = 4, # Digits printed beside each dot
@@ -225,7 +225,7 @@ def published_scores(
                 if parts and row.mean_of_parts == row.mean_of_parts: ax.plot([row.mean_of_parts] * 2, [y - 0.42, y + 0.42], color="#000000", lw=0.7, zorder=3)
                 ax.plot(row.score, y, ls="none", **_face(style, row.kind == "hybrid"))
                 ax.annotate(f"{row.score:.{decimals}f}", (max(row.score, 0), y), (7, 0), textcoords="offset points", va="center", fontsize=7)
-            ax.set_title(_title(encoder))
+            ax.set_title(_title(columns, encoder))
         low, high = min(0, table["score"].min()), table["score"].max()
         ax.set_xlim(low * 1.1, high + 0.4 * (high - low))
         for ax in axes.flat: _clean(ax, "x"); ax.tick_params(axis="x", labelbottom=True)
@@ -234,7 +234,7 @@ def published_scores(
         fig.supxlabel("filled: single sources; open: hybrids" + ("; bar: mean of the parts" if parts else ""), fontsize=7)
     return fig
 
-# %% ../nbs/09_figures.ipynb #b8b81df6
+# %% ../nbs/09_figures.ipynb #fd513a9a
 def ranking_bars(
     table: "pd.DataFrame", # Columns encoder, source, kind (source|hybrid|control), value, lo, hi (nats), rank (may be empty for controls), n; optional metric and mean_of_parts
     counted: str = "queries", # What n counts
@@ -250,9 +250,10 @@ def ranking_bars(
     encoders = list(dict.fromkeys(table["encoder"]))
     cells = [(m, e, part) for m in metrics for e in encoders if len(part := table[(table["encoder"] == e) & ((table["metric"] == m) if "metric" in columns else True)])]
     wide = min(3, len(encoders)); tall = math.ceil(len(cells) / wide)
-    most = max(len(part) for *_, part in cells)
-    with _panels(tall, wide, SINGLE if wide == 1 else DOUBLE, tall * (0.72 + 0.17 * most) + 0.15) as (fig, axes):
-        for ax, (metric, encoder, part) in zip(axes.flat, cells):
+    titles = [_title(wide, e, _count(part["n"], counted)) for _, e, part in cells]
+    room = 0.17 * max(len(part) for *_, part in cells) + 0.13 * max(t.count("\n") for t in titles)
+    with _panels(tall, wide, SINGLE if wide == 1 else DOUBLE, tall * (0.72 + room) + 0.15) as (fig, axes):
+        for ax, title, (metric, _, part) in zip(axes.flat, titles, cells):
             if by_value: part = part.sort_values(["value", "source"], ascending=[False, True], kind="stable")
             _names(ax, list(part["source"]))
             styles = source_styles(part["source"])
@@ -264,10 +265,10 @@ def ranking_bars(
                 if "mean_of_parts" in columns and row.mean_of_parts == row.mean_of_parts: ax.plot(row.mean_of_parts, y, "D", ms=2.6, mfc="white", mec="#000000", mew=0.6)
             _rank_column(ax, list(part["rank"]))
             ax.axvline(0, color="#333333", lw=0.6)
-            ax.set_title(_title(encoder, _count(part["n"], counted)))
+            ax.set_title(title)
             _clean(ax, "x"); _value_axis([ax], _METRICS.get(metric, metric), "nats")
         for ax in axes.flat[len(cells):]: ax.set_visible(False)
-        note = [f"line: {100 * level:g} % interval", "pale: hybrid", "hatched: control"]
+        note = [f"line: {100 * level:g} % interval", *(text for kind, text in (("hybrid", "pale: hybrid"), ("control", "hatched: control")) if kind in set(table["kind"]))]
         if "mean_of_parts" in columns: note.append("diamond: mean of the parts")
         lines = [", ".join(note), "at the right: rank (joined: tied)"]
         fig.supxlabel("\n".join(lines) if wide == 1 else "; ".join(lines), fontsize=7)
@@ -283,7 +284,7 @@ def _rank_column(ax: "Axes", ranks: list[float]) -> None:
         if y - start > 1: ax.plot([1.02, 1.02], [start - 0.25, y - 0.75], color="#333333", lw=0.8, transform=where, clip_on=False)
         start = y
 
-# %% ../nbs/09_figures.ipynb #7f4dd651
+# %% ../nbs/09_figures.ipynb #f90a85f4
 QUANTILES = ("q05", "q25", "q50", "q75", "q95")
 _FACTORS = {"a": "consistency a", "l": "locality l", "rho": "residuality rho", "w": "weight w"}
 
@@ -327,6 +328,7 @@ def factor_distributions(
                 ax, part = axes[i, j], rows[(rows["encoder"] == encoder) & (rows["factor"] == factor)]
                 _boxes(ax, part, sources)
                 if factor != "w": ax.set_xlim(-0.04, 1.04); ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+                else: ax.set_xlim(left=0)
                 if i == 0: ax.set_title(_FACTORS[factor])
                 ax.tick_params(axis="x", labelbottom=True)
             axes[i, 0].set_ylabel("\n".join([*textwrap.wrap(encoder, 24), _count(rows["n"][rows["encoder"] == encoder], counted)]), fontsize=7)
@@ -334,7 +336,7 @@ def factor_distributions(
         fig.supxlabel(f"factor values have no unit, w = a l rho; {_BOX_NOTE}", fontsize=7)
     return fig
 
-# %% ../nbs/09_figures.ipynb #c8e644dc
+# %% ../nbs/09_figures.ipynb #6becb4a4
 def length_quantiles(
     table: "pd.DataFrame", # Columns source, optional encoder, and either value (words of one negative) or q05, q25, q50, q75, q95, mean, n
     counted: str = "negatives", # What the rows count
@@ -350,13 +352,13 @@ def length_quantiles(
             part = rows[rows["encoder"] == encoder] if encoder else rows
             _boxes(ax, part, sources)
             ax.set_xlim(left=0)
-            ax.set_title(_title(encoder, _count(part["n"], counted)))
+            ax.set_title(_title(columns, encoder, _count(part["n"], counted)))
         _value_axis(axes.flat, label, "words")
         for ax in axes.flat[len(encoders):]: ax.set_visible(False)
         fig.supxlabel(_BOX_NOTE.replace("; marker", ";\nmarker") if columns == 1 else _BOX_NOTE, fontsize=7)
     return fig
 
-# %% ../nbs/09_figures.ipynb #f2cef201
+# %% ../nbs/09_figures.ipynb #03444dbb
 def spectrum(
     table: "pd.DataFrame", # Columns encoder, source, k (1 is the largest), eigenvalue; optional n, the triples behind a matrix
     floor: float = 1e-6, # Eigenvalues below this fraction of their source's largest are not drawn
@@ -381,7 +383,7 @@ def spectrum(
                 last = math.log(len(curve)) if len(curve) > 1 else 0
                 marks = sorted({min(len(curve) - 1, round(math.exp(last * i / 4)) - 1) for i in range(5)})
                 ax.plot(curve["k"].iloc[marks], curve["eigenvalue"].iloc[marks], ls="none", **_face(styles[source], "+" in source))
-            ax.set(xscale="log", yscale="log", title=_title(encoder, _count(part["n"], "triples") if "n" in part else ""), xlabel="k-th largest eigenvalue", ylabel="eigenvalue of M" if ax.get_subplotspec().is_first_col() else "")
+            ax.set(xscale="log", yscale="log", title=_title(columns, encoder, _count(part["n"], "triples") if "n" in part else ""), xlabel="k-th largest eigenvalue", ylabel="eigenvalue of M" if ax.get_subplotspec().is_first_col() else "")
             # powers as superscripts would be smaller than 7 points
             ax.xaxis.set_major_formatter(lambda v, _: f"{v:,g}"); ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0e}")
             _clean(ax, "both")

