@@ -6,9 +6,11 @@
 __all__ = ['BLOCKS', 'resample_counts', 'Resampled', 'resampled_scores', 'correct_draws', 'interval', 'holm', 'compare_pairs',
            'ranks', 'letters']
 
-# %% ../nbs/06a_bootstrap.ipynb #9a68f51d
+# %% ../nbs/06a_bootstrap.ipynb #7f0ba9ec
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,7 +32,7 @@ def resample_counts(
     rng = np.random.Generator(np.random.PCG64(seed))
     return np.stack([np.bincount(rng.integers(units, size=units), minlength=units) for _ in range(resamples)])
 
-# %% ../nbs/06a_bootstrap.ipynb #ccd28436
+# %% ../nbs/06a_bootstrap.ipynb #92fd383b
 class Resampled(NamedTuple):
     "Scores of the resamples, the largest error that the way of computing can have made, and that way."
     values: np.ndarray
@@ -38,19 +40,18 @@ class Resampled(NamedTuple):
     path: str
 
 def _log_det(A: np.ndarray) -> float:
-    # A symmetric and positive definite, its upper triangle given, overwritten; LAPACK sees the transpose
+    # A symmetric and positive definite, overwritten; LAPACK sees the transpose
     from scipy.linalg.lapack import dpotrf
     chol, info = dpotrf(A.T, lower=1, clean=0, overwrite_a=1)
     if info: raise InputError("I + gain * M has no Cholesky factor: the rows hold NaN or infinity.")
     return 2 * float(np.log(chol.diagonal()).sum())
 
-def _each(score: Callable[[np.ndarray], float], items: np.ndarray) -> np.ndarray:
+@contextmanager
+def _workers() -> Iterator[ThreadPoolExecutor]:
     # resamples side by side, each on one thread: inside a small factorisation threads wait for each other more than they work
-    from concurrent.futures import ThreadPoolExecutor
-    from contextlib import nullcontext
     try: from threadpoolctl import threadpool_limits as limits
     except ImportError: limits = lambda *_, **__: nullcontext()
-    with limits(1, user_api="blas"), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool: return np.fromiter(pool.map(score, items), float, len(items))
+    with limits(1, user_api="blas"), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool: yield pool
 
 class _Rows:
     "Keeps every row: memory N x d."
@@ -81,40 +82,43 @@ class _Rows:
             else: part = X[rows] * root; A = part.T @ part
             A.flat[::len(A) + 1] += 1
             return _log_det(A)
-        return _each(score, counts)
+        with _workers() as pool: return np.fromiter(pool.map(score, counts), float, len(counts))
 
 class _Packed:
     "Keeps one packed triangle a unit, in the coordinates that turn A into I: memory units x d(d+1)/2, whatever the number of rows."
     def __init__(self, get: Callable, terms: int, dim: int, unit: np.ndarray, size: np.ndarray, gain: float):
         from scipy.linalg import solve_triangular
         self.size, self.gain, self.dim, self.upper = size, gain, dim, np.triu_indices(dim)
-        rows = np.split(np.argsort(unit, kind="stable"), np.cumsum(size)[:-1])
+        order, ends = np.argsort(unit, kind="stable"), np.cumsum(size)
+        # whole units together, about 4,096 rows at a time
+        cuts = [0, *(np.flatnonzero(np.diff(ends // 4096)) + 1).tolist(), len(size)]
+        chunks = [(first, last, order[ends[first] - size[first]:ends[last - 1]]) for first, last in zip(cuts, cuts[1:])]
         total, self.packed = np.zeros((terms, dim, dim)), np.zeros((terms, len(size), len(self.upper[0])))
-        for r in rows:
-            for t, X in enumerate(get(r)): total[t] += X.T @ X
+        for *_, rows in chunks:
+            for t, X in enumerate(get(rows)): total[t] += X.T @ X
         L = np.linalg.cholesky(np.eye(dim) + gain / len(unit) * total)
         self.base = [2 * float(np.log(x.diagonal()).sum()) for x in L]
-        for u, r in enumerate(rows):
-            for t, X in enumerate(get(r)):
+        for first, last, rows in chunks:
+            for t, X in enumerate(get(rows)):
                 Z = solve_triangular(L[t], X.T, lower=True)
-                self.packed[t, u] = (Z @ Z.T)[self.upper]
+                for u, z in zip(range(first, last), np.split(Z, np.cumsum(size[first:last])[:-1], axis=1)): self.packed[t, u] = (z @ z.T)[self.upper]
 
     def products(self, term: int) -> tuple[float, np.ndarray, np.ndarray]:
         "The same as for rows."
         P, diagonal = self.packed[term], self.upper[0] == self.upper[1]
         twice = np.where(diagonal, 1., 2.)
-        return self.base[term], P[:, diagonal].sum(1), np.stack([P @ (p * twice) for p in P])
+        return self.base[term], P[:, diagonal].sum(1), sum((P[:, i:i + 8192] * twice[i:i + 8192]) @ P[:, i:i + 8192].T for i in range(0, P.shape[1], 8192))
 
     def exact(self, term: int, counts: np.ndarray, batch: int = 64) -> np.ndarray:
         "The same as for rows: log det A + log det(I + E)."
-        P, sample = self.packed[term], self.size.sum()
-        u = counts / (counts @ self.size)[:, None] - 1 / sample
-        def score(packed: np.ndarray) -> float:
-            A = np.zeros((self.dim, self.dim))
-            A[self.upper] = packed
-            A.flat[::self.dim + 1] += 1
-            return _log_det(A)
-        return self.base[term] + np.concatenate([_each(score, self.gain * (u[i:i + batch] @ P)) for i in range(0, len(u), batch)])
+        P, u = self.packed[term], self.gain * (counts / (counts @ self.size)[:, None] - 1 / self.size.sum())
+        def score(start: int) -> np.ndarray:
+            packed = u[start:start + batch] @ P
+            A = np.zeros((len(packed), self.dim, self.dim))
+            A[:, self.upper[1], self.upper[0]] = packed # numpy reads the lower triangle
+            A[:, range(self.dim), range(self.dim)] += 1
+            return 2 * np.log(np.linalg.cholesky(A).diagonal(axis1=1, axis2=2)).sum(1)
+        with _workers() as pool: return self.base[term] + np.concatenate(list(pool.map(score, range(0, len(u), batch))))
 
 def resampled_scores(
     rows: np.ndarray | Sequence[np.ndarray] | Callable[[np.ndarray], Sequence[np.ndarray]], # Rows sqrt(w) r, (N, d), one array a term; or a function that gives them for row numbers

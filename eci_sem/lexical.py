@@ -22,7 +22,7 @@ import numpy as np
 from .collection import InputError, open_text, sha256_text, unknown_name, write_text
 from .triples import Triples
 
-# %% ../nbs/04_lexical.ipynb #03b7cf0d
+# %% ../nbs/04_lexical.ipynb #e5da1c97
 TOKENIZERS = ("word", "stem", "wordpiece")
 _WORD = re.compile(r"\w+")
 _BATCH = 4096 # texts tokenised at a time
@@ -32,7 +32,7 @@ class Tokenizer:
     "From texts to lists of terms."
     name: str # word, stem or wordpiece
     fingerprint: str # Two tokenizers with the same fingerprint give the same terms
-    split: Callable[[Sequence[str]], list[list[str]]] = field(repr=False) # What does the work
+    split: Callable[[Sequence[str]], list[list[str]]] = field(repr=False, compare=False) # What does the work
 
     def __call__(self,
         texts: Sequence[str], # Texts to split
@@ -61,7 +61,7 @@ def get_tokenizer(
     if encoder is None: raise InputError("the tokenizer 'wordpiece' takes the pieces of an encoder, and none was given; pass encoder=load_encoder(...), or use 'word' or 'stem'.")
     return Tokenizer(name, f"wordpiece: {encoder.fingerprint}", lambda texts: encoder.tokenize(list(texts)))
 
-# %% ../nbs/04_lexical.ipynb #9ee41620
+# %% ../nbs/04_lexical.ipynb #f4995614
 class IDF:
     "Inverse document frequencies of a corpus under one tokenizer."
     def __init__(self,
@@ -77,6 +77,7 @@ class IDF:
         tokenizer: Tokenizer, # From `get_tokenizer`
     ) -> "IDF":
         "Count in how many documents each term occurs. Raises `InputError` when there is none. [ours]"
+        if isinstance(texts, str): raise InputError(f"IDF.fit takes a list of texts, got one string ({texts[:20]!r}...).")
         df: Counter = Counter(); documents = 0
         for terms in _tokenised(list(texts), tokenizer, "idf"):
             documents += len(terms)
@@ -142,7 +143,7 @@ def _tokenised(texts: Sequence[str], tokenizer: Tokenizer, what: str) -> Iterato
     from tqdm.auto import tqdm
     for start in tqdm(range(0, len(texts), _BATCH), desc=f"tokenise {what}", leave=False, disable=None if len(texts) > 20 * _BATCH else True): yield tokenizer(texts[start:start + _BATCH])
 
-# %% ../nbs/04_lexical.ipynb #c2968345
+# %% ../nbs/04_lexical.ipynb #034c865d
 FORMS = ("query", "positive", "jaccard", "none")
 
 def term_matrix(
@@ -168,18 +169,26 @@ def term_matrix(
     matrix.data[:] = 1
     return matrix
 
+def _binary(matrix):
+    matrix = matrix.tocsr()
+    if matrix.has_canonical_format and (not matrix.nnz or matrix.data.min() == 1 == matrix.data.max()): return matrix
+    matrix = matrix.copy()
+    matrix.sum_duplicates(); matrix.eliminate_zeros() # counts are welcome: what matters is whether a term occurs
+    matrix.data = np.ones(matrix.nnz, np.int8)
+    return matrix
+
 def _mass(matrix, idf: np.ndarray) -> np.ndarray:
     from scipy.sparse import csr_matrix
     return csr_matrix((np.ones(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape) @ idf
 
 def overlap_rho(
     reference, # CSR (A, V) of ones: terms of the queries (of the positives for the form "positive")
-    negative, # CSR (B, V) of ones: terms of the negatives; rows may have fewer columns than V
+    negative, # CSR (B, V) of ones: terms of the negatives
     idf: np.ndarray, # (V,) weight of each term, not negative
     form: str = "query", # One of `FORMS`
     reference_rows: np.ndarray | None = None, # (N,) the row of each pair; None: row i belongs to pair i
     negative_rows: np.ndarray | None = None, # (N,) likewise
-    chunk: int = 4096, # Pairs at a time: bounds memory
+    chunk: int = 8192, # Pairs at a time: bounds memory
     threads: int | None = None, # None: as many as there are cores, at most 4; the result does not depend on it
 ) -> np.ndarray: # (N,) float64 in [0, 1]
     "Lexical residuality of pairs from their term matrices, without a Python loop over pairs or terms. [name paper, form ours]"
@@ -189,7 +198,8 @@ def overlap_rho(
     if reference.shape[1] != negative.shape[1] or len(idf) != reference.shape[1]: raise InputError(f"the term matrices have {reference.shape[1]:,} and {negative.shape[1]:,} columns and there are {len(idf):,} weights; expected the same number of terms.")
     pairs = [m.shape[0] if rows is None else len(rows) for m, rows in ((reference, reference_rows), (negative, negative_rows))]
     if pairs[0] != pairs[1]: raise InputError(f"{pairs[0]:,} rows are paired with {pairs[1]:,}; expected the same number of both.")
-    n = pairs[0]
+    if not np.all(idf >= 0): raise InputError(f"weight {int(np.flatnonzero(~(idf >= 0))[0])} (counting from 0) of the {len(idf):,} terms is {idf[~(idf >= 0)][0]}; expected numbers that are not negative.")
+    n, reference, negative = pairs[0], _binary(reference), _binary(negative)
     if form == "none": return np.ones(n)
     whole = _mass(reference, idf)
     if reference_rows is not None: whole = whole[reference_rows]
@@ -211,7 +221,7 @@ def overlap_rho(
         whole = whole + (other if negative_rows is None else other[negative_rows]) - common
     return np.clip(1 - np.divide(common, whole, out=np.zeros(n), where=whole > 0), 0, 1)
 
-# %% ../nbs/04_lexical.ipynb #24720cda
+# %% ../nbs/04_lexical.ipynb #ff6962e4
 @dataclass(frozen=True, eq=False)
 class Residuality:
     "Lexical residuality of each triple, and the queries that have no terms."
@@ -227,7 +237,7 @@ class Residuality:
 
     def __repr__(self) -> str:
         spread = "no rows" if not len(self.rho) else "mean {:.3f}, quartiles {:.3f} {:.3f} {:.3f}".format(self.rho.mean(), *np.quantile(self.rho, (0.25, 0.5, 0.75)))
-        return f"Residuality({len(self.rho):,} triples, form {self.form!r}, tokenizer {self.tokenizer!r}: {spread}; {self.empty_queries:,} queries without terms)"
+        return f"Residuality({len(self.rho):,} triples, form {self.form!r}, tokenizer {self.tokenizer!r}: {spread}; queries without terms: {self.empty_queries:,})"
 
 def lexical_residuality(
     triples: Triples, # N triples
@@ -257,6 +267,6 @@ def lexical_residuality(
         texts, (negative,) = triples.distinct("negative")
         # only the Jaccard form weighs the negative's other terms; the rest can't meet the reference
         found = term_matrix(texts, tokenizer, vocabulary, grow=form == "jaccard")
-        terms.resize(len(np.atleast_1d(terms.indptr)) - 1, len(vocabulary))
+        terms.resize(terms.shape[0], len(vocabulary))
         rho = overlap_rho(terms, found, idf(list(vocabulary)), form, rows, negative)
     return Residuality(rho, form, tokenizer.name, idf.fingerprint, empty_ids, empty_rows)

@@ -166,7 +166,7 @@ class Ranking:
         ax.legend(frameon=False, loc="best", fontsize="small")
         return ax
 
-# %% ../nbs/06_rank.ipynb #6174db99
+# %% ../nbs/06_rank.ipynb #4fad210e
 class _Plan(NamedTuple):
     triples: Triples # The rows of the common queries
     query: np.ndarray # (N,) number of each row's query, in sorted order of the ids
@@ -306,7 +306,7 @@ def _resample(plan: _Plan, scorer: _Scorer, metric: str, unit: np.ndarray, count
     # every source; a pair that differs by less than the series can tell is done again without it
     def score(name: str, path: str = "auto") -> Resampled:
         rows = plan.rows[name]
-        return resampled_scores(lambda k: scorer.weighted(metric, rows[k]), unit[rows], counts, scorer.gain, scorer.coefficients(metric), path, packed)
+        return resampled_scores(lambda k: scorer.weighted(metric, rows[k]), unit[rows], counts, scorer.gain, scorer.coefficients(metric), path, packed or None)
     found, again = {name: score(name) for name in plan.rows}, set()
     for a, b in combinations(found, 2):
         d = found[a].values - found[b].values

@@ -69,6 +69,19 @@ def triples_file(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def beir_folder(tmp_path_factory):
+    "Forty passages, eight of them an answer."
+    folder = tmp_path_factory.mktemp("beir") / "things"
+    (folder / "qrels").mkdir(parents=True)
+    things = ["cat", "dog", "car", "bread", "river", "guitar", "doctor", "football"]
+    corpus = [(f"{t}{k}", f"the {t} of {other} is {word} and a {t} is a thing") for t, other in zip(things, things[1:] + things[:1]) for k, word in enumerate(["old", "new", "red", "small", "cheap"])]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(dict(_id=i, title="", text=text)) + "\n" for i, text in corpus))
+    (folder / "queries.jsonl").write_text("".join(json.dumps(dict(_id=f"q-{t}", text=f"what is a {t}")) + "\n" for t in things))
+    (folder / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q-{t}\t{t}0\t1\n" for t in things))
+    return folder
+
+
 @pytest.fixture
 def no_encoder(monkeypatch):
     import eci_sem.encoders
@@ -114,10 +127,10 @@ def test_rank_names_the_nearest_encoder_tokenizer_and_collection(triples_file, c
     (["--source", "bm25", "--split", "score", "--min-margin", "0.1"], ["--min-margin needs an encoder"]),
     (["--source", "bm25", "--split", "score", "--encoder", "glove"], ["--encoder has no effect on the source bm25 without --min-margin"]),
     (["--source", "bm25", "--split", "score", "--device", "cuda"], ["--device has no effect on the source bm25; leave it out"]),
-    (["--source", "bm25", "--split", "dev"], ["unknown split", "'dev'", "score, test, train"]),
+    (["--source", "bm25", "--split", "score"], ["unknown split of collection 'things' 'score'", "Known: test"]),
 ])
-def test_mine_ignores_no_option(tmp_path, capsys, options, parts):
-    refused(capsys, ["mine", "docstrings", *options, "--out", str(tmp_path / "x.jsonl")], *parts)
+def test_mine_ignores_no_option(beir_folder, tmp_path, capsys, options, parts):
+    refused(capsys, ["mine", str(beir_folder), *options, "--out", str(tmp_path / "x.jsonl")], *parts)
     assert not list(tmp_path.iterdir())
 
 
@@ -193,17 +206,19 @@ def test_files_without_a_source_are_named_by_the_file(triples_file, tmp_path, ca
     assert cli._read([str(tmp_path / "near.jsonl"), str(tmp_path / "far.jsonl")]).sources == ["near", "far"]
 
 
-def test_mine_then_rank(tmp_path, capsys):
-    file = tmp_path / "mined.parquet"
-    mine = ["mine", "docstrings", "--source", "bm25", "random", "--split", "score", "--limit", "8", "--num-negatives", "2", "--seed", "1", "--out"]
-    assert main([*mine, str(file)]) == 0 and "bm25" in capsys.readouterr().out
+def test_mine_then_rank(beir_folder, tmp_path, capsys):
     from eci_sem.triples import Triples
+    file, again = tmp_path / "mined.parquet", tmp_path / "again.jsonl.gz"
+    def mine(out, seed): return main(["mine", str(beir_folder), "--source", "bm25", "dense", "random", "--encoder", "glove", "--split", "test", "--limit", "6", "--num-negatives", "2", "--skip-top", "1", "--seed", seed, "--out", str(out)])
+    assert mine(file, "1") == 0 and "bm25" in capsys.readouterr().out
     mined = Triples.read(file)
-    assert mined.sources == ["bm25", "random"] and len(mined.query_ids) == 8 and len(mined) == 32
-    again = tmp_path / "again.parquet"
-    assert main([*mine, str(again)]) == 0 and Triples.read(again).content_hash == mined.content_hash
-    assert main(["rank", str(file), "--encoder", "glove", "--resamples", "20"]) == 0
-    assert "bm25" in capsys.readouterr().out
+    assert mined.sources == ["bm25", "dense", "random"] and len(mined.query_ids) == 6 and len(mined) == 36 and min(r for r in mined.column("rank")) == 2
+    assert mine(again, "1") == 0 and Triples.read(again).content_hash == mined.content_hash
+    assert mine(again, "2") == 0 and Triples.read(again).content_hash != mined.content_hash
+    capsys.readouterr()
+    assert main(["rank", str(file), "--encoder", "glove", "--collection", str(beir_folder), "--resamples", "20"]) == 0
+    text = capsys.readouterr().out
+    assert "bm25+dense" in text and "random" in text
 
 
 def test_reproduce_runs_a_profile(tmp_path, capsys, monkeypatch):

@@ -188,11 +188,11 @@ def test_store_of_other_settings_is_refused(tiny, tmp_path, monkeypatch):
 
 def test_filters_are_no_part_of_the_store(tiny, tmp_path, calls):
     store = tmp_path / "s.jsonl"
-    loose = write_negatives(PAIRS, config=CONFIG, model=tiny, store=store)
+    write_negatives(PAIRS, config=CONFIG, model=tiny, store=store)
     written = sum(calls)
-    strict = write_negatives(PAIRS, config=replace(CONFIG, min_words=12, attempts=1), model=tiny, store=store)
+    loose, strict = (write_negatives(PAIRS, config=replace(CONFIG, min_words=n, attempts=1), model=tiny, store=store) for n in (4, 9))
     assert sum(calls) == written and len(strict.texts) < len(loose.texts)
-    assert sum(strict.counts.values()) == len(PAIRS) == strict.counts["kept"] + strict.counts.get("too short", 0) + sum(n for w, n in strict.counts.items() if w not in ("kept", "too short"))
+    assert sum(strict.counts.values()) == sum(loose.counts.values()) == len(PAIRS) and strict.counts["too short"] > loose.counts["too short"]
 
 
 def test_counts_and_missing(tiny):
