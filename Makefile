@@ -42,7 +42,7 @@ docs: .venv/.stamp
 	$(BIN)/nbdev-export
 	for notebook in $(NOTEBOOKS); do $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 $$notebook || exit 1; done
 	$(BIN)/nbdev-clean
-	$(BIN)/python -c "from eci_sem.runs import make_readme; make_readme()"
+	$(BIN)/python -c "from eci_sem.runs import drop_progress_bars, make_readme; drop_progress_bars(); make_readme()"
 
 clean:
 	rm -rf runs build dist .pytest_cache .hypothesis _proc

@@ -268,6 +268,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'eci_sem.runs._sha256_file': ('runs.html#_sha256_file', 'eci_sem/runs.py'),
                               'eci_sem.runs.answer': ('runs.html#answer', 'eci_sem/runs.py'),
                               'eci_sem.runs.collect': ('runs.html#collect', 'eci_sem/runs.py'),
+                              'eci_sem.runs.drop_progress_bars': ('runs.html#drop_progress_bars', 'eci_sem/runs.py'),
                               'eci_sem.runs.find_root': ('runs.html#find_root', 'eci_sem/runs.py'),
                               'eci_sem.runs.inspect_notebook': ('runs.html#inspect_notebook', 'eci_sem/runs.py'),
                               'eci_sem.runs.make_readme': ('runs.html#make_readme', 'eci_sem/runs.py'),

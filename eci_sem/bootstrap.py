@@ -32,7 +32,7 @@ def resample_counts(
     rng = np.random.Generator(np.random.PCG64(seed))
     return np.stack([np.bincount(rng.integers(units, size=units), minlength=units) for _ in range(resamples)])
 
-# %% ../nbs/06a_bootstrap.ipynb #92fd383b
+# %% ../nbs/06a_bootstrap.ipynb #1b22360d
 class Resampled(NamedTuple):
     "Scores of the resamples, the largest error that the way of computing can have made, and that way."
     values: np.ndarray
@@ -43,7 +43,7 @@ def _log_det(A: np.ndarray) -> float:
     # A symmetric and positive definite, overwritten; LAPACK sees the transpose
     from scipy.linalg.lapack import dpotrf
     chol, info = dpotrf(A.T, lower=1, clean=0, overwrite_a=1)
-    if info: raise InputError("I + gain * M has no Cholesky factor: the rows hold NaN or infinity.")
+    assert not info, "I + gain * M of finite rows is positive definite"
     return 2 * float(np.log(chol.diagonal()).sum())
 
 @contextmanager
@@ -139,6 +139,8 @@ def resampled_scores(
     if len(size) > counts.shape[1] or not size.all(): raise InputError(f"counts are of {counts.shape[1]} queries, and the rows belong to {(size > 0).sum()} of {len(size)}: every query needs a row, and no other may have one.")
     first = get(np.arange(1))
     if len(first) != len(coefficients): raise InputError(f"found {len(first)} arrays of rows and {len(coefficients)} coefficients: each term needs one.")
+    for X in arrays or first:
+        if not np.isfinite(X).all(): raise InputError(f"the rows hold NaN or infinity ({int((~np.isfinite(X)).sum()):,} values): weights and embeddings must be finite.")
     d = first[0].shape[1]
     if packed is None: packed = len(first) * len(size) * d * (d + 1) * 4 <= 64e6
     store = _Packed(get, len(first), d, unit, size, gain) if packed else _Rows(get(np.arange(len(unit))), unit, size, gain)

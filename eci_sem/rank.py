@@ -166,7 +166,7 @@ class Ranking:
         ax.legend(frameon=False, loc="best", fontsize="small")
         return ax
 
-# %% ../nbs/06_rank.ipynb #4fad210e
+# %% ../nbs/06_rank.ipynb #3b75b090
 class _Plan(NamedTuple):
     triples: Triples # The rows of the common queries
     query: np.ndarray # (N,) number of each row's query, in sorted order of the ids
@@ -290,7 +290,7 @@ class _Scorer:
 def _estimates(plan: _Plan, scorer: _Scorer, net: bool, progress: bool | None) -> tuple["pd.DataFrame", "pd.DataFrame"]:
     # (table without intervals, spectra)
     import pandas as pd
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     table, spectra = {}, []
     for name, rows in tqdm(plan.rows.items(), desc="scoring sources", disable=None if progress is None else not progress, leave=False):
         s, parts = scorer.semantic(rows), plan.parts.get(name, ())

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEPT', 'Parameter', 'NotebookInfo', 'inspect_notebook', 'find_root', 'package_hash', 'versions', 'profile_names',
-           'Cell', 'Plan', 'plan', 'read_manifest', 'Outcome', 'Report', 'run', 'answer', 'collect', 'make_readme']
+           'Cell', 'Plan', 'plan', 'read_manifest', 'Outcome', 'Report', 'run', 'answer', 'collect', 'make_readme',
+           'drop_progress_bars']
 
 # %% ../nbs/10_runs.ipynb #acb6c9df
 import ast
@@ -120,7 +121,7 @@ def inspect_notebook(
     if not notebook.get("metadata", {}).get("kernelspec", {}).get("name"): raise InputError(f"{where}: the notebook has no kernelspec; open it with the kernel python3 and save it.")
     return NotebookInfo(where, _parameters(tagged[0], where), sha256_text(json.dumps(cells)), sum(kind == "code" for kind, *_ in cells))
 
-# %% ../nbs/10_runs.ipynb #18530990
+# %% ../nbs/10_runs.ipynb #bfcaa024
 def find_root(
     root: str | Path | None = None, # A checkout; None: the current folder, or the parent of the package's folder
 ) -> Path: # The folder that holds nbs/
@@ -133,7 +134,7 @@ def find_root(
 def package_hash(
     root: str | Path, # A checkout; without eci_sem/ in it, the installed package counts
 ) -> str: # Hexadecimal digest
-    "SHA-256 over the package's sources and data, profiles left out: it changes when a result might. [ours]"
+    "SHA-256 over the package's sources and data, but for profiles, runner and command line: it changes when a result might. [ours]"
     folder = Path(root) / "eci_sem"
     if not folder.is_dir():
         import eci_sem
@@ -141,7 +142,7 @@ def package_hash(
     h = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or "__pycache__" in name or name == "_modidx.py" or name.startswith("data/profiles/"): continue
+        if not path.is_file() or "__pycache__" in name or name in ("_modidx.py", "runs.py", "cli.py") or name.startswith("data/profiles/"): continue
         h.update(bytes.fromhex(sha256_text(name, hashlib.sha256(path.read_bytes()).hexdigest())))
     return h.hexdigest()
 
@@ -435,8 +436,8 @@ def run(
     if figures_dir is not None and not dry_run: report.refused = collect(plan, runs_dir, figures_dir, only=wanted)
     return report
 
-# %% ../nbs/10_runs.ipynb #33088eca
-KEPT = (".png", ".svg", ".csv", ".json")
+# %% ../nbs/10_runs.ipynb #c76b571e
+KEPT = (".png", ".svg", ".csv", ".json", ".tex")
 
 def _machine_path(text: str, root: Path) -> str | None:
     homes = {str(p) for p in (root, Path.home()) if len(p.parts) > 1}
@@ -480,18 +481,21 @@ def collect(
         for name in (read_manifest(target) or {}).get("files", {}):
             if name not in kept: (target / name).unlink(missing_ok=True)
         write_text(target / "manifest.json", text)
-    write_text(figures / "INDEX.md", _index(figures, os.path.relpath(plan.root, figures)))
+    write_text(figures / "INDEX.md", _index(figures, plan.root))
     return refused
 
-def _index(figures: Path, root: str) -> str:
+def _index(figures: Path, root: Path) -> str:
     rows = []
+    up = Path(os.path.relpath(root, figures)).as_posix() if figures.is_relative_to(root) else None # no path of this machine in a folder elsewhere
     for folder in sorted(p.parent for p in figures.glob("*/manifest.json")):
-        m = read_manifest(folder) or {}
-        for name in m.get("files", {}):
-            notebook = f"[{Path(m['notebook']).stem}]({Path(root).as_posix()}/{m['notebook']})"
-            rows.append(f"| [{folder.name}/{name}]({folder.name}/{name}) | {m['answers'].get(name, 'not known')} | {notebook} | {m['profile']}/{m['cell']}-{m['key'][:12]} |")
-    head = ["# Figures and tables", "", "Written by the runner (`make paper`); do not edit. The folder of each cell holds the manifest of the run: parameters, seeds, versions and hashes.", ""]
-    return "\n".join([*head, "| file | the paper's item | notebook | run |", "|---|---|---|---|", *rows]) + "\n"
+        m, items = read_manifest(folder) or {}, {}
+        for name in m.get("files", {}): items.setdefault((name.rpartition(".")[0], m["answers"].get(name, "not known")), []).append(name)
+        for (stem, item), names in items.items():
+            links = " ".join(f"[{n.rpartition('.')[2]}]({folder.name}/{n})" for n in names)
+            notebook = f"[{Path(m['notebook']).stem}]({up}/{m['notebook']})" if up else m["notebook"]
+            rows.append(f"| {folder.name}/{stem} | {links} | {item} | {notebook} | {m['profile']}/{m['cell']}-{m['key'][:12]} |")
+    head = ["# Figures and tables", "", "Written by the runner (`make paper`); do not edit. The folder of each notebook holds the manifest of its run: parameters, seeds, versions and hashes.", ""]
+    return "\n".join([*head, "| figure or table | files | the paper's item | notebook | run |", "|---|---|---|---|---|", *rows]) + "\n"
 
 # %% ../nbs/10_runs.ipynb #b74e9e24
 def make_readme(
@@ -518,3 +522,20 @@ def make_readme(
     text = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+$", "", text, flags=re.M)).strip() + "\n"
     if write: write_text(root / "README.md", text)
     return text
+
+# %% ../nbs/10_runs.ipynb #984a8ca5
+def drop_progress_bars(
+    root: str | Path | None = None, # The checkout; see `find_root`
+) -> list[str]: # The notebooks that were changed
+    "Take the widgets that progress bars leave out of the notebooks in nbs/. [ours]"
+    changed, widget = [], "application/vnd.jupyter.widget-view+json"
+    for path in sorted(p for p in (find_root(root) / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts):
+        text = path.read_text(encoding="utf-8")
+        notebook = json.loads(text)
+        notebook["metadata"].pop("widgets", None)
+        for cell in notebook["cells"]:
+            if "outputs" in cell: cell["outputs"] = [o for o in cell["outputs"] if widget not in o.get("data", {})]
+        if notebook == json.loads(text): continue
+        write_text(path, json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+        changed.append(path.name)
+    return changed

@@ -407,7 +407,7 @@ def logdet_from_rows(
         return _cholesky_logdet(sum(r.T @ r for r in rows))
     with _one_thread() if counts.ndim == 2 else nullcontext(): return np.array([one(c) for c in counts]) if counts.ndim == 2 else one(counts)
 
-# %% ../nbs/05_score.ipynb #4c2e969c
+# %% ../nbs/05_score.ipynb #fb63d743
 @dataclass(frozen=True)
 class Calibration:
     "What an encoder's similarities mean: those of labelled pairs against those of unrelated ones. Raises `InputError`. [ours]"
@@ -436,8 +436,11 @@ class Calibration:
     @cached_property
     def floor(self) -> float:
         "The similarity of the least likelihood ratio, which is held below it: there it could only rise again. [ours]"
-        grid = np.linspace(min(-1, self.mu1), self.mu1, 4001)
-        return float(grid[self._ratio(grid).argmin()])
+        grid = np.linspace(min(-1, self.mu1), self.mu1, 1001)
+        for _ in range(4): # each time finer, between the neighbours of the least
+            k = int(self._ratio(grid).argmin()); least = float(grid[k])
+            grid = np.linspace(grid[max(k - 1, 0)], grid[min(k + 1, 1000)], 1001)
+        return least
     def log_ratio(self, s: Any) -> np.ndarray:
         "ln of the likelihood ratio f1/f0 at similarities `s`, capped at mu1; never falling in s. [ours]"
         return self._ratio(np.clip(np.asarray(s, dtype=np.float64), self.floor, self.mu1))

@@ -150,11 +150,13 @@ def test_experiments_take_parameters_and_keep_no_outputs(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
-def test_notebooks_have_a_kernel_a_title_and_no_error(path):
+def test_notebooks_have_a_kernel_a_title_and_no_dead_output(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
     assert notebook["metadata"]["kernelspec"]["name"] == "python3", "papermill fails without a kernelspec"
     assert "".join(cells(path)[0]["source"]).startswith("# "), "the first cell is the title"
-    assert not [o for c in cells(path) for o in c.get("outputs", ()) if o["output_type"] == "error"]
+    outputs = [o for c in cells(path) for o in c.get("outputs", ())]
+    assert not [o for o in outputs if o["output_type"] == "error"]
+    assert "widgets" not in notebook["metadata"] and not [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", ())], "a dead progress bar: make docs takes it out (or eci_sem.runs.drop_progress_bars)"
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from eci_sem.collection import InputError
-from eci_sem.runs import answer, collect, find_root, inspect_notebook, make_readme, package_hash, plan, profile_names, read_manifest, run, versions
+from eci_sem.runs import answer, collect, drop_progress_bars, find_root, inspect_notebook, make_readme, package_hash, plan, profile_names, read_manifest, run, versions
 
 GOOD = ["n: int = 3 # rows\nscale: float = 1.0\nseed: int = 0\nout: str = ''", """
 import json, os
@@ -142,7 +142,8 @@ def test_the_key_follows_what_a_result_depends_on(tiny):
     assert make_plan(tiny, cells % 4).cells[0].key != key
     # a default written out is the same run
     assert make_plan(tiny, cells % 3).cells[0].key == make_plan(tiny, "  - {name: a, notebook: experiments/good.ipynb}").cells[0].key
-    (tiny / "eci_sem/_modidx.py").write_text("d = 1"); (tiny / "eci_sem/data/profiles").mkdir(parents=True); (tiny / "eci_sem/data/profiles/x.yaml").write_text("")
+    for same in ("_modidx", "runs", "cli"): (tiny / f"eci_sem/{same}.py").write_text("d = 1")
+    (tiny / "eci_sem/data/profiles").mkdir(parents=True); (tiny / "eci_sem/data/profiles/x.yaml").write_text("")
     write_notebook(tiny / "nbs/experiments/good.ipynb", *GOOD, outputs=[dict(output_type="stream", name="stdout", text="hello")])
     assert make_plan(tiny, cells % 2).cells[0].key == key
     before = package_hash(tiny)
@@ -207,8 +208,8 @@ def test_results_are_copied_and_indexed(batch):
     root, p, _ = batch
     assert sorted(f.relative_to(root / "figures").as_posix() for f in (root / "figures").rglob("*.*")) == ["INDEX.md", "good/manifest.json", "good/more/plot.svg", "good/plot.png", "good/table.csv"]
     index = (root / "figures/INDEX.md").read_text()
-    assert f"| [good/table.csv](good/table.csv) | Table 7 | [good](../nbs/experiments/good.ipynb) | small/{p.cells[0].folder} |" in index
-    assert "| [good/plot.png](good/plot.png) | not known |" in index and str(root) not in index + (root / "figures/good/manifest.json").read_text()
+    assert f"| good/table | [csv](good/table.csv) | Table 7 | [good](../nbs/experiments/good.ipynb) | small/{p.cells[0].folder} |" in index
+    assert "| good/plot | [png](good/plot.png) | not known |" in index and "| good/more/plot | [svg](good/more/plot.svg) |" in index and str(root) not in index + (root / "figures/good/manifest.json").read_text()
 
 
 def test_what_is_finished_is_kept_and_what_failed_is_tried_again(batch):
@@ -278,6 +279,8 @@ def test_files_that_a_run_no_longer_makes_go_and_other_cells_stay_in_the_index(t
     assert sorted(f.name for f in (tiny / "figures/a").iterdir()) == ["by-hand.txt", "manifest.json", "same.csv"] and (tiny / "figures/a/same.csv").read_text() == "2"
     index = (tiny / "figures/INDEX.md").read_text()
     assert "a/same.csv" in index and "old.csv" not in index and "| Figure 2 |" in index
+    elsewhere = tiny.parent / f"{tiny.name}-elsewhere"
+    assert collect(one, "runs", elsewhere) == {} and "| nbs/experiments/good.ipynb |" in (elsewhere / "INDEX.md").read_text() and str(tiny) not in (elsewhere / "INDEX.md").read_text()
 
 
 def test_answers():
@@ -353,8 +356,29 @@ def test_readme_is_the_index_notebook(tmp_path):
     with pytest.raises(InputError, match="an output is an image; README.md shows images by reference"): make_readme(tmp_path)
 
 
+def test_dead_progress_bars_are_taken_out(tiny):
+    bar = dict(output_type="display_data", metadata={}, data={"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "0%"})
+    kept = dict(output_type="stream", name="stdout", text="kept")
+    path = write_notebook(tiny / "nbs/bar.ipynb", "n = 1", outputs=[bar, kept])
+    path.write_text(json.dumps({**json.loads(path.read_text()), "metadata": {"widgets": {"state": {"a": 1}}}}))
+    stamp = (tiny / "nbs/experiments/good.ipynb").read_bytes()
+    assert drop_progress_bars(tiny) == ["bar.ipynb"] and drop_progress_bars(tiny) == []
+    assert json.loads(path.read_text())["cells"][0]["outputs"] == [kept] and json.loads(path.read_text())["metadata"] == {} and (tiny / "nbs/experiments/good.ipynb").read_bytes() == stamp
+
+
 # the project's own
 
 def test_the_projects_profiles_fit_its_notebooks(root):
     assert {"offline", "smoke"} <= set(profile_names())
     for name in profile_names(): plan(name, root=root)
+
+
+def test_every_experiment_runs_with_tiny_parameters(root, tmp_path):
+    p = plan("smoke", root=root)
+    assert {c.notebook for c in p.cells} == {f"nbs/experiments/{f.name}" for f in (root / "nbs/experiments").glob("*.ipynb")}, "each experiment has a cell in the profile smoke"
+    report = run(p, tmp_path / "runs", jobs=2, figures_dir=tmp_path / "figures")
+    assert report.exit_status == 0, repr(report)
+    for cell in p.cells:
+        made = {f.suffix for f in (tmp_path / "figures" / cell.name).iterdir()}
+        assert made & {".csv", ".json"}, f"{cell.name} leaves no table"
+    assert {".png", ".svg", ".csv"} <= {f.suffix for f in (tmp_path / "figures/ranking").iterdir()}

@@ -15,7 +15,7 @@ from eci_sem.score import (FACTORS, Accumulator, Calibration, ECIConfig, baselin
     information_matrix, logdet_from_rows, mean_vector, net_weights, residuals, weighted_residuals)
 
 FORMS = ("matrix", "gram")
-many = settings(max_examples=40, deadline=None)
+many = settings(max_examples=40, deadline=None, derandomize=True)
 
 def close(x, y): return math.isclose(x, y, rel_tol=1e-10, abs_tol=1e-14)
 
@@ -185,8 +185,8 @@ def test_buffer_edges(N):
 def test_fisher_lies_between_u_and_half_of_it(t, tau):
     u, fisher = factors(*t, ECIConfig(tau=tau, overlap="none")).w, factors(*t, ECIConfig(tau=tau, overlap="none", product="fisher")).w
     m = factors(*t).margin
-    assert (u / 2 <= fisher * (1 + 1e-12)).all() and (fisher <= u * (1 + 1e-12)).all()
-    assert np.allclose(u, [sigmoid(-abs(x) / tau) for x in m], rtol=1e-10) and np.allclose(fisher, u * (1 - u), rtol=1e-10, atol=1e-300)
+    assert (u / 2 <= fisher * (1 + 1e-12) + 1e-300).all() and (fisher <= u * (1 + 1e-12) + 1e-300).all() # denormal numbers have few digits
+    assert np.allclose(u, [sigmoid(-abs(x) / tau) for x in m], rtol=1e-10, atol=1e-300) and np.allclose(fisher, u * (1 - u), rtol=1e-10, atol=1e-300)
 
 def test_factors_by_hand():
     q, p, n = np.array([[1.0, 0]]), np.array([[0.8, 0.6]]), np.array([[0.6, 0.8]])
@@ -352,7 +352,7 @@ def test_false_negative_probability_by_hand():
 def test_false_negative_probability_never_falls(mu0, gap, sd1, sd0, form, prior):
     c = Calibration(mu0 + gap, sd1, mu0, sd0, form); s = np.linspace(-1, 1, 201)
     phi = false_negative_probability(s, c, prior)
-    assert ((phi >= 0) & (phi <= 1)).all() and (np.diff(phi) >= -1e-6 * phi[1:] - 1e-300).all() and (false_negative_probability(s, c, prior * 2) >= phi).all()
+    assert ((phi >= 0) & (phi <= 1)).all() and (np.diff(phi) >= -1e-10 * phi[1:] - 1e-300).all() and (false_negative_probability(s, c, prior * 2) >= phi).all()
     assert (phi[s >= c.mu1] == phi[-1]).all()
 
 def test_kde_never_falls():

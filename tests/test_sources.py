@@ -194,7 +194,7 @@ def test_float32_rounding_changes_nothing(monkeypatch, min_margin):
     # another device: every block score off by as much as float32 sums may be
     rng, exact = np.random.default_rng(1), sources._product
     def other_device(q, p):
-        e = sources._slack(q.shape[1], sources._longest(q) * sources._longest(p))
+        e = q.shape[1] * 2.0**-24 * np.linalg.norm(q, axis=1).max() * np.linalg.norm(p, axis=1).max()
         return (exact(q, p).astype(np.float64) + rng.choice([-0.9, 0.9, 0.0], size=(len(q), len(p))) * e).astype(np.float32)
     monkeypatch.setattr(sources, "_product", other_device)
     got = mine_dense(c, pairs, encoder, num_negatives=3, skip_top=1, min_margin=min_margin, block=64)

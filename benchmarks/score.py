@@ -1,0 +1,166 @@
+"""What the core promises about speed and memory, measured: python benchmarks/score.py [--only score|overlap|warm] [--json FILE]
+
+score    100,000 triples at d = 768 from float32 arrays, default factors: at most 4 times as long as numpy's float64 R.T @ R of the same
+         size in the same run, with at most 300 MB of memory beside the arrays, and the same result as plain one-shot numpy.
+overlap  lexical residuality of 100,000 triples: at least 20 times faster than a plain Python loop over sets, with the same result.
+warm     rank_sources with all embeddings cached: at least 20 times faster than with an empty cache, with the same scores.
+
+Each claim prints what was measured, the limit, and PASS or FAIL; the exit status is 1 if one fails. Times are the best of several
+runs, taken in turns, so that another program's load falls on both sides; ratios are what counts.
+"""
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RATIO, MEMORY, OVERLAP, WARM = 4.0, 300.0, 20.0, 20.0 # limits: times, MB, times, times
+
+
+def timed(f: Callable[[], Any]) -> tuple[float, Any]:
+    "Seconds and the result."
+    start = time.perf_counter()
+    result = f()
+    return time.perf_counter() - start, result
+
+def claim(name: str, measured: float, limit: float, most: bool, detail: str) -> dict[str, Any]:
+    "One line of the report: `most` says whether the limit is an upper one."
+    good = measured <= limit if most else measured >= limit
+    print(f"{'PASS' if good else 'FAIL'}  {name}: {measured:.2f} ({'at most' if most else 'at least'} {limit:g}); {detail}", flush=True)
+    return dict(name=name, measured=measured, limit=limit, kind="at most" if most else "at least", passed=bool(good), detail=detail)
+
+def machine() -> dict[str, Any]:
+    "The machine, as far as it bears on the times."
+    import scipy
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists(): cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), cpu)
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = dict(cpu=cpu, cores=cores, load=round(os.getloadavg()[0], 1), system=platform.system(), python=platform.python_version(), numpy=np.__version__, scipy=scipy.__version__, blas=f"{blas['name']} {blas['version']}",
+        threads={k: os.environ[k] for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ} or "as the libraries choose")
+    print("machine: " + ", ".join(f"{k} {v}" for k, v in found.items()), flush=True)
+    return found
+
+# --- 1. the score
+
+def peak() -> float:
+    "The most memory that this process has had so far, in MB."
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+def score_child(N: int, d: int, runs: int) -> dict[str, float]:
+    "Runs in a process of its own, so that the peak of its memory is that of scoring."
+    from eci_sem.score import eci_score
+    rng = np.random.default_rng(0)
+    q, p, n = (np.empty((N, d), np.float32) for _ in range(3))
+    for x in (q, p, n): rng.standard_normal(out=x, dtype=np.float32)
+    p += q; n += q
+    rho = rng.random(N)
+    eci_score(q[:900], p[:900], n[:900], rho[:900]) # imports, threads
+    before = peak()
+    seconds, score = timed(lambda: eci_score(q, p, n, rho))
+    extra = peak() - before
+    # the same in plain numpy, all rows at once
+    Q, P, R = (x.astype(np.float64) for x in (q, p, n))
+    for x in (Q, P, R): x /= np.linalg.norm(x, axis=1, keepdims=True)
+    m = np.einsum("ij,ij->i", Q, P) - np.einsum("ij,ij->i", Q, R)
+    del Q
+    P *= np.einsum("ij,ij->i", P, R)[:, None]
+    R -= P
+    del P
+    R *= np.sqrt(1 / (1 + np.exp(np.abs(m) / 0.05)) * rho)[:, None]
+    product, M = timed(lambda: R.T @ R)
+    value = np.linalg.slogdet(np.eye(d) + M / N)[1]
+    assert abs(score.value / value - 1) < 1e-10, f"one-shot numpy gives {value!r}, eci_score {score.value!r}"
+    assert np.isclose(score.trace, np.trace(M) / N, rtol=1e-10)
+    for _ in range(runs - 1):
+        product = min(product, timed(lambda: R.T @ R)[0])
+        seconds = min(seconds, timed(lambda: eci_score(q, p, n, rho))[0])
+    return dict(seconds=seconds, product=product, extra=extra, difference=abs(score.value / value - 1))
+
+def bench_score(args: argparse.Namespace) -> list[dict[str, Any]]:
+    run = subprocess.run([sys.executable, __file__, "--child", json.dumps([args.triples, args.dim, args.runs])], stdout=subprocess.PIPE, text=True)
+    if run.returncode: raise SystemExit(f"the scoring run failed with status {run.returncode}")
+    r = json.loads(run.stdout.splitlines()[-1])
+    what = f"{args.triples:,} triples, d = {args.dim}, float32"
+    return [claim("scoring, times numpy's float64 R.T @ R", r["seconds"] / r["product"], RATIO, True, f"{what}: {r['seconds']:.2f} s against {r['product']:.2f} s, best of {args.runs}; result equal to one-shot numpy within {r['difference']:.0e}"),
+        claim("scoring, extra memory at its peak in MB", r["extra"], MEMORY, True, f"beside arrays of {3 * args.triples * args.dim * 4 / 1e6:,.0f} MB")]
+
+# --- 2. the overlap
+
+def bench_overlap(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from scipy.sparse import csr_matrix
+    from eci_sem.lexical import overlap_rho
+    rng, N, V = np.random.default_rng(0), args.triples, 30_000
+    share = 1 / (np.arange(V) + 3.0); share /= share.sum() # Zipf's law
+    def matrix(least: int, most: int) -> csr_matrix:
+        lengths = rng.integers(least, most, N)
+        m = csr_matrix((np.ones(lengths.sum(), np.int8), rng.choice(V, lengths.sum(), p=share).astype(np.int32), np.r_[0, np.cumsum(lengths)]), shape=(N, V))
+        m.sum_duplicates(); m.data[:] = 1
+        return m
+    queries, negatives, idf = matrix(5, 14), matrix(40, 100), np.log1p(1 / share / 1000)
+    words = [f"w{i}" for i in range(V)]
+    sets = lambda m: [{words[i] for i in m.indices[a:b].tolist()} for a, b in zip(m.indptr[:-1].tolist(), m.indptr[1:].tolist())]
+    q, n, weight = sets(queries), sets(negatives), dict(zip(words, idf.tolist()))
+    def loop() -> list[float]: return [1 - sum(weight[t] for t in a & b) / sum(weight[t] for t in a) for a, b in zip(q, n)]
+    slow = fast = np.inf
+    for _ in range(args.runs):
+        seconds, expected = timed(loop); slow = min(slow, seconds)
+        seconds, rho = timed(lambda: overlap_rho(queries, negatives, idf)); fast = min(fast, seconds)
+        assert np.allclose(rho, expected, rtol=1e-10, atol=1e-12), "the loop over sets gives another result"
+    return [claim("overlap, times faster than a loop over sets", slow / fast, OVERLAP, False, f"{N:,} triples: {fast:.3f} s against {slow:.2f} s, best of {args.runs}; terms per query {queries.nnz / N:.0f}, per negative {negatives.nnz / N:.0f}; equal results")]
+
+# --- 3. a warm ranking
+
+def bench_warm(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from eci_sem.collection import load_docstrings
+    from eci_sem.encoders import load_encoder
+    from eci_sem.rank import rank_sources
+    from eci_sem.sources import mine_bm25, mine_random
+    from eci_sem.triples import Triples
+    collection = load_docstrings()
+    pairs = collection.pairs("score", limit=args.queries)
+    triples = Triples.concat([mine_bm25(collection, pairs), mine_random(collection, pairs)])
+    load_encoder("minilm", cache=False).encode_queries(["imports and threads come before the clock"])
+    with tempfile.TemporaryDirectory() as cache:
+        def rank() -> Any: return rank_sources(triples, load_encoder("minilm", cache=cache), collection=collection, progress=False)
+        cold, first = timed(rank)
+        warm = np.inf
+        for _ in range(args.runs):
+            seconds, again = timed(rank); warm = min(warm, seconds)
+            assert again.table["value"].equals(first.table["value"]), "the cache changed a score"
+    return [claim("warm rank_sources, times faster than cold", cold / warm, WARM, False, f"{len(pairs)} docstrings queries, minilm, {len(first.table)} rows in the table: {warm:.2f} s (best of {args.runs}) against {cold:.2f} s; equal scores")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("score", "overlap", "warm"), help="one part of it")
+    parser.add_argument("--json", metavar="FILE", help="write the measurements there as well")
+    parser.add_argument("--triples", type=int, default=100_000, help="triples to score and to compare (default: %(default)s)")
+    parser.add_argument("--dim", type=int, default=768, help="dimension of the embeddings (default: %(default)s)")
+    parser.add_argument("--queries", type=int, default=60, help="scoring queries of the warm ranking (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each measurement, the best of which counts (default: %(default)s)")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child: print(json.dumps(score_child(*json.loads(args.child)))); return 0
+    if min(args.triples, args.dim, args.queries, args.runs) < 1: parser.error("--triples, --dim, --queries and --runs must be at least 1")
+    report = dict(machine=machine(), claims=[])
+    for name, part in dict(score=bench_score, overlap=bench_overlap, warm=bench_warm).items():
+        if args.only in (None, name): report["claims"] += part(args)
+    if args.json:
+        from eci_sem.collection import write_text
+        write_text(args.json, json.dumps(report, indent=1) + "\n")
+    failed = [c["name"] for c in report["claims"] if not c["passed"]]
+    print(f"{len(report['claims']) - len(failed)} of {len(report['claims'])} claims hold" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return int(bool(failed))
+
+
+if __name__ == "__main__": sys.exit(main())
