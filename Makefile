@@ -30,7 +30,7 @@ paper: .venv/.stamp
 
 test: .venv/.stamp
 	$(BIN)/python -m pytest -q tests
-	$(BIN)/nbdev-test --n-workers 2
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 
 lab: .venv/.stamp
 	$(BIN)/jupyter lab nbs

@@ -32,7 +32,7 @@ def resample_counts(
     rng = np.random.Generator(np.random.PCG64(seed))
     return np.stack([np.bincount(rng.integers(units, size=units), minlength=units) for _ in range(resamples)])
 
-# %% ../nbs/06a_bootstrap.ipynb #1b22360d
+# %% ../nbs/06a_bootstrap.ipynb #7b377a85
 class Resampled(NamedTuple):
     "Scores of the resamples, the largest error that the way of computing can have made, and that way."
     values: np.ndarray
@@ -85,40 +85,47 @@ class _Rows:
         with _workers() as pool: return np.fromiter(pool.map(score, counts), float, len(counts))
 
 class _Packed:
-    "Keeps one packed triangle a unit, in the coordinates that turn A into I: memory units x d(d+1)/2, whatever the number of rows."
+    "Keeps one packed triangle a unit, in the coordinates that turn A into I, for one term at a time: memory units x d(d+1)/2, whatever the number of rows."
     def __init__(self, get: Callable, terms: int, dim: int, unit: np.ndarray, size: np.ndarray, gain: float):
-        from scipy.linalg import solve_triangular
-        self.size, self.gain, self.dim, self.upper = size, gain, dim, np.triu_indices(dim)
+        self.get, self.size, self.gain, self.dim, self.upper, self.term = get, size, gain, dim, np.triu_indices(dim), None
         order, ends = np.argsort(unit, kind="stable"), np.cumsum(size)
         # whole units together, about 4,096 rows at a time
         cuts = [0, *(np.flatnonzero(np.diff(ends // 4096)) + 1).tolist(), len(size)]
-        chunks = [(first, last, order[ends[first] - size[first]:ends[last - 1]]) for first, last in zip(cuts, cuts[1:])]
-        total, self.packed = np.zeros((terms, dim, dim)), np.zeros((terms, len(size), len(self.upper[0])))
-        for *_, rows in chunks:
+        self.chunks = [(first, last, order[ends[first] - size[first]:ends[last - 1]]) for first, last in zip(cuts, cuts[1:])]
+        total = np.zeros((terms, dim, dim))
+        for *_, rows in self.chunks:
             for t, X in enumerate(get(rows)): total[t] += X.T @ X
-        L = np.linalg.cholesky(np.eye(dim) + gain / len(unit) * total)
-        self.base = [2 * float(np.log(x.diagonal()).sum()) for x in L]
-        for first, last, rows in chunks:
-            for t, X in enumerate(get(rows)):
-                Z = solve_triangular(L[t], X.T, lower=True)
-                for u, z in zip(range(first, last), np.split(Z, np.cumsum(size[first:last])[:-1], axis=1)): self.packed[t, u] = (z @ z.T)[self.upper]
+        self.L = np.linalg.cholesky(np.eye(dim) + gain / len(unit) * total)
 
-    def products(self, term: int) -> tuple[float, np.ndarray, np.ndarray]:
+    def _of(self, term: int) -> tuple[float, np.ndarray]:
+        # (log det A, packed triangles (units, d(d+1)/2))
+        from scipy.linalg import solve_triangular
+        if self.term != term:
+            self.packed = None # one at a time
+            packed = np.empty((len(self.size), len(self.upper[0])))
+            for first, last, rows in self.chunks:
+                Z = solve_triangular(self.L[term], self.get(rows)[term].T, lower=True)
+                for u, z in zip(range(first, last), np.split(Z, np.cumsum(self.size[first:last])[:-1], axis=1)): packed[u] = (z @ z.T)[self.upper]
+            self.packed, self.term = packed, term
+        return 2 * float(np.log(self.L[term].diagonal()).sum()), self.packed
+
+    def products(self, term: int, columns: int = 8192) -> tuple[float, np.ndarray, np.ndarray]:
         "The same as for rows."
-        P, diagonal = self.packed[term], self.upper[0] == self.upper[1]
+        (base, P), diagonal = self._of(term), self.upper[0] == self.upper[1]
         twice = np.where(diagonal, 1., 2.)
-        return self.base[term], P[:, diagonal].sum(1), sum((P[:, i:i + 8192] * twice[i:i + 8192]) @ P[:, i:i + 8192].T for i in range(0, P.shape[1], 8192))
+        return base, P[:, diagonal].sum(1), sum((P[:, i:i + columns] * twice[i:i + columns]) @ P[:, i:i + columns].T for i in range(0, P.shape[1], columns))
 
-    def exact(self, term: int, counts: np.ndarray, batch: int = 64) -> np.ndarray:
+    def exact(self, term: int, counts: np.ndarray) -> np.ndarray:
         "The same as for rows: log det A + log det(I + E)."
-        P, u = self.packed[term], self.gain * (counts / (counts @ self.size)[:, None] - 1 / self.size.sum())
+        (base, P), u = self._of(term), self.gain * (counts / (counts @ self.size)[:, None] - 1 / self.size.sum())
+        batch = int(np.clip(8e6 // self.dim**2, 1, 256)) # 64 MB a worker
         def score(start: int) -> np.ndarray:
             packed = u[start:start + batch] @ P
             A = np.zeros((len(packed), self.dim, self.dim))
             A[:, self.upper[1], self.upper[0]] = packed # numpy reads the lower triangle
             A[:, range(self.dim), range(self.dim)] += 1
             return 2 * np.log(np.linalg.cholesky(A).diagonal(axis1=1, axis2=2)).sum(1)
-        with _workers() as pool: return self.base[term] + np.concatenate(list(pool.map(score, range(0, len(u), batch))))
+        with _workers() as pool: return base + np.concatenate(list(pool.map(score, range(0, len(u), batch))))
 
 def resampled_scores(
     rows: np.ndarray | Sequence[np.ndarray] | Callable[[np.ndarray], Sequence[np.ndarray]], # Rows sqrt(w) r, (N, d), one array a term; or a function that gives them for row numbers

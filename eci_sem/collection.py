@@ -375,7 +375,7 @@ DOCSTRING_SPLITS = {"score": 600, "train": 1000} # the rest is "test"
 _SIGNATURE = re.compile(r"^[A-Za-z_][\w.]*\s*\(.*\)\s*(->.*)?$")
 _RULER = re.compile(r"^\s*[-=~^*_#]{3,}\s*$")
 
-# %% ../nbs/00_collection.ipynb #6eb6cf69
+# %% ../nbs/00_collection.ipynb #a1cdfb60
 def split_docstring(
     doc: str, # A docstring as written
     words: int = 120, # Length limit of the passage, in words
@@ -394,6 +394,8 @@ def _public(module: str) -> Iterator[tuple[str, object]]:
         for name in sorted(set(getattr(mod, "__all__", None) or (n for n in dir(mod) if not n.startswith("_")))):
             try: found = getattr(mod, name)
             except (AttributeError, ImportError): continue # a name behind an experimental flag
+            # test runners and kernels put hooks of their own into sys; the original stands beside them
+            if module == "sys" and name.endswith("hook"): found = getattr(mod, f"__{name}__", found)
             if callable(found): yield f"{module}.{name}", found
 
 def load_docstrings(

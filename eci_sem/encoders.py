@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'LADDER', 'TOKENS_PER_BATCH', 'HUB', 'EmbeddedModel', 'embedded_path', 'batch_shape', 'EmbeddingCache',
-           'Encoder', 'HubFamily', 'converted_gguf', 'load_encoder']
+           'Encoder', 'HubFamily', 'quiet_loading', 'converted_gguf', 'load_encoder']
 
-# %% ../nbs/02_encoders.ipynb #7b5b9c3e
+# %% ../nbs/02_encoders.ipynb #bc633d1f
 import copy
 import hashlib
 import importlib.util
@@ -17,6 +17,7 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -344,7 +345,7 @@ class Encoder:
 
     def __repr__(self) -> str: return f"Encoder({self.name!r}, dtype={self.dtype}, device={self.device}, fingerprint={self.fingerprint[:12]})"
 
-# %% ../nbs/02_encoders.ipynb #541f630f
+# %% ../nbs/02_encoders.ipynb #99b81b08
 @dataclass(frozen=True)
 class HubFamily:
     "Settings of a model from a hub that its files don't tell."
@@ -359,6 +360,17 @@ HUB: dict[str, HubFamily] = {
     "facebook/contriever": HubFamily(),
 }
 
+@contextmanager
+def quiet_loading():
+    "transformers draws a bar for reading weights from the disk, in every notebook and log: not here."
+    from transformers.utils import logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try: yield
+    finally:
+        if shown: logging.enable_progress_bar()
+
+@quiet_loading()
 def _from_folder(folder: Path, pooling: str) -> Any:
     from sentence_transformers import SentenceTransformer
     if (folder / "modules.json").exists(): return SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True})
@@ -394,8 +406,8 @@ def converted_gguf(
     folder.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(tmp)
-        model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
+        with quiet_loading(): AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(tmp)
+        with quiet_loading(): model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
         # transformers refuses to save what it read from GGUF; the weights are plain float32 by now
         if hasattr(model.config, "quantization_config"): del model.config.quantization_config
         plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)

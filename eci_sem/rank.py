@@ -166,7 +166,7 @@ class Ranking:
         ax.legend(frameon=False, loc="best", fontsize="small")
         return ax
 
-# %% ../nbs/06_rank.ipynb #3b75b090
+# %% ../nbs/06_rank.ipynb #55c29399
 class _Plan(NamedTuple):
     triples: Triples # The rows of the common queries
     query: np.ndarray # (N,) number of each row's query, in sorted order of the ids
@@ -181,7 +181,7 @@ def _hybrid_parts(hybrids: Any, sources: list[str], control: str | None) -> dict
     pooled = {s for s in sources if "+" in s and set(s.split("+")) <= set(sources)}
     if isinstance(hybrids, str):
         if hybrids != "pairs": raise InputError(f"hybrids is {hybrids!r}, expected 'pairs', None, or a list of tuples of sources such as [('bm25', 'llm')].")
-        hybrids = combinations([s for s in sources if s != control and s not in pooled], 2)
+        hybrids = combinations(sorted(s for s in sources if s != control and s not in pooled), 2)
     found = {}
     for parts in hybrids:
         parts = tuple(parts.split("+")) if isinstance(parts, str) else tuple(parts)

@@ -7,12 +7,12 @@ __all__ = ['FACTORS', 'ECIConfig', 'mean_vector', 'Factors', 'factors', 'residua
            'Accumulator', 'weighted_residuals', 'logdet_from_rows', 'Calibration', 'calibrate',
            'false_negative_probability', 'NetScore', 'net_weights', 'eci_net', 'eci_v1', 'baselines']
 
-# %% ../nbs/05_score.ipynb #0ead5043
+# %% ../nbs/05_score.ipynb #c2280b44
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from numbers import Real
 from typing import Any
 
@@ -224,7 +224,7 @@ def information_matrix(
     if not np.isfinite(M).all(): raise InputError(f"{_NAMES['R']} hold NaN or infinity; make them with residuals(p, n), which names the row.")
     return M
 
-# %% ../nbs/05_score.ipynb #ff86b1b9
+# %% ../nbs/05_score.ipynb #0c97a56d
 @dataclass(frozen=True)
 class Score:
     "ECI_sem of one set of triples, with what is needed to read it."
@@ -235,7 +235,6 @@ class Score:
     factor_means: dict[str, float] # margin, a, l, rho, w, similarity q.p, hardness q.n, false_negative_rate (share with m < 0)
     n: int # Triples
     spectrum: np.ndarray = field(repr=False, compare=False) # (d,): eigenvalues of M, largest first
-
     @property
     def diversity_loss(self) -> float:
         "1 - value/trace: how far the score is from tr(gain*M), a plain sum that sees no directions. [ours]"
@@ -249,10 +248,13 @@ class Score:
             f"trace {self.trace:.4f}, 1 - score/trace {self.diversity_loss:.4f}, effective rank {self.effective_rank:.1f}",
             "means: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in self.factor_means.items())])
 
-def _one_thread() -> Any: # a small factorisation is many short steps; threads that wait for each other at each make it slower, on a busy machine 20 times
-    try: from threadpoolctl import threadpool_limits
-    except ImportError: return nullcontext()
-    return threadpool_limits(1, user_api="blas")
+@cache
+def _controller() -> Any:
+    try: from threadpoolctl import ThreadpoolController
+    except ImportError: return None
+    return ThreadpoolController()
+def _one_thread() -> Any: # a small factorisation is many short steps; threads that wait for each other at each make it slower, on a busy machine many times
+    return _controller().limit(limits=1, user_api="blas") if _controller() else nullcontext()
 def _spectrum(M: np.ndarray, dim: int) -> np.ndarray: # largest first; zeros fill it up to d, or are cut beyond d, so that both matrix forms give the same
     with _one_thread() if len(M) <= 1024 else nullcontext(): found = np.maximum(np.linalg.eigvalsh(M)[::-1][:dim], 0)
     return np.concatenate([found, np.zeros(dim - len(found))])
@@ -407,7 +409,7 @@ def logdet_from_rows(
         return _cholesky_logdet(sum(r.T @ r for r in rows))
     with _one_thread() if counts.ndim == 2 else nullcontext(): return np.array([one(c) for c in counts]) if counts.ndim == 2 else one(counts)
 
-# %% ../nbs/05_score.ipynb #fb63d743
+# %% ../nbs/05_score.ipynb #0c148307
 @dataclass(frozen=True)
 class Calibration:
     "What an encoder's similarities mean: those of labelled pairs against those of unrelated ones. Raises `InputError`. [ours]"
@@ -480,7 +482,7 @@ def calibrate(
     q, p = _matrices(q=q, p=p)
     if len(q) < 2: raise InputError(f"calibration needs at least 2 labelled pairs, found {len(q)}.")
     if isinstance(pairs, bool) or not isinstance(pairs, (int, np.integer)) or pairs < 2: raise InputError(f"pairs is {pairs!r}, expected a whole number of at least 2.")
-    mean = None if mean is None else _mean(mean, q.shape[1])
+    mean, grid = None if mean is None else _mean(mean, q.shape[1]), None
     def similarity(x: Any, y: Any) -> np.ndarray:
         blocks = ((k, min(k + _BLOCK, len(x))) for k in range(0, len(x), _BLOCK))
         return np.concatenate([_cosine(*(_unit(name, z, a, b, np.empty((_BLOCK, q.shape[1]))) for name, z in (("q", x), ("p", y))), mean) for a, b in blocks])
@@ -488,7 +490,6 @@ def calibrate(
     i, j = _background(q, p, relevant, int(pairs), seed)
     if len(i) < 2: raise InputError(f"only {len(i)} background pairs are left among {len(q)} labelled pairs: passages of other queries are needed.")
     other = np.concatenate([similarity(_take(q, i[k:k + _CHUNK]), _take(p, j[k:k + _CHUNK])) for k in range(0, len(i), _CHUNK)])
-    grid = None
     if form == "kde" and min(own.std(), other.std()) > 0: # Gaussian kernels, Scott's bandwidth; the log ratio never falls from its least value up
         from scipy.stats import gaussian_kde
         s = np.linspace(min(-1, own.mean()), own.mean(), 401)
@@ -564,7 +565,7 @@ def eci_net(
     true, false = (float(np.log1p(t.config.gain_for(t.dim) * _spectrum(m / t.size, t.dim)).sum()) for m in M)
     return NetScore(true - penalty * false, true, false, phi / t.size, float(penalty), calibration, t.size)
 
-# %% ../nbs/05_score.ipynb #e699c755
+# %% ../nbs/05_score.ipynb #2a8e9afa
 def eci_v1(
     k: float, # Negatives per query, |N|
     signal: float, # S: mean similarity q.n of the negatives [ours]
@@ -588,8 +589,7 @@ def baselines(
 ) -> dict[str, float]: # Name -> value
     "What the score must beat, on the same triples: ECI v1, plain means, tr M, and the score with each factor left out. Raises `InputError`. [ours]"
     config = _config(config)
-    full = eci_score(q, p, n, rho, config=config, calibration=calibration, prior=prior, mean=mean)
-    m = full.factor_means
+    m = (full := eci_score(q, p, n, rho, config=config, calibration=calibration, prior=prior, mean=mean)).factor_means
     out = dict(eci_v1=eci_v1(k, m["hardness"], m["margin"]), hardness=m["hardness"], margin=m["margin"], minus_margin=-m["margin"], false_negative_rate=m["false_negative_rate"], lexical_overlap=1 - m["rho"], trace=full.trace)
     without = dict(consistency=dict(consistency="none"), locality=dict(locality="none")) if config.product == "a*l" else dict(product=dict(product="a*l", consistency="none", locality="none"))
     for name, change in (without | dict(overlap=dict(overlap="none"), projection=dict(residual="difference"))).items():

@@ -132,7 +132,7 @@ class GumbelSampler:
         noisy = best.double() / self.temperature - torch.log(-torch.log(uniform))
         return torch.full_like(scores, -math.inf, dtype=torch.float64).scatter_(1, token, noisy)
 
-# %% ../nbs/03a_writer.ipynb #04479a50
+# %% ../nbs/03a_writer.ipynb #b88bc7cf
 def _text_seed(seed: int, key: str, attempt: int) -> int: return int(sha256_text(str(seed), key, str(attempt))[:15], 16)
 
 def _writer_files(model: str | Path) -> tuple[str, list[Path]]:
@@ -173,11 +173,13 @@ class _Writer:
     def __init__(self, model: str | Path, config: WriterConfig, device: str):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from eci_sem.encoders import _sha256_file, converted_gguf, quiet_loading
         name, weights = _writer_files(model)
-        where = dict(gguf_file=weights[0].name) if weights[0].suffix == ".gguf" else {}
+        folder = converted_gguf(weights[0], _sha256_file(weights[0])) if weights[0].suffix == ".gguf" else weights[0].parent
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(weights[0].parent, trust_remote_code=False, **where)
-            self.model = AutoModelForCausalLM.from_pretrained(weights[0].parent, dtype=torch.float32, trust_remote_code=False, **(where or dict(use_safetensors=True))).eval().to(device)
+            with quiet_loading():
+                self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+                self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True).eval().to(device)
         except (OSError, ValueError) as e: raise InputError(f"model {name!r} can't be read as a causal language model: {str(e).splitlines()[0]}") from e
         if not self.tokenizer.chat_template: raise InputError(f"model {name!r} has no chat template: the prompt is for a model that was tuned to follow instructions.")
         if self.tokenizer.pad_token is None: self.tokenizer.pad_token = self.tokenizer.eos_token

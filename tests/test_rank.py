@@ -191,6 +191,15 @@ def test_without_a_control_every_source_is_a_candidate(triples):
     assert r.table.loc["random", "kind"] == "source" and r.table.loc["random", "rank"] >= 1 and "bm25+random" in r.table.index
 
 
+def test_one_source_or_none_but_the_control(triples):
+    alone = rank_sources(triples.select("bm25"), Stub())
+    assert alone.table.loc["bm25", ["rank", "place", "ties"]].tolist() == [1, 1, "a"] and len(alone.pairs) == 0 and "bm25" in repr(alone)
+    two = rank_sources(triples.select("bm25", "random"), Stub())
+    assert two.pairs["family"].unique().tolist() == ["control"] and two.table.loc["bm25", "rank"] == 1
+    control = rank_sources(triples.select("random"), Stub())
+    assert control.table.loc["random", "stands"] == 1 and "place 1 of 1" in repr(control)
+
+
 def test_twins_tie(triples):
     twin = triples.select("dense").rename(source="dense", to="twin")
     r = rank_sources(Triples.concat([triples, twin]), Stub(), hybrids=None)
@@ -327,7 +336,8 @@ def test_json_comes_back_as_the_same_table(ranking, tmp_path):
 
 def test_frames_are_copies_and_fit_the_figures(ranking):
     from eci_sem.figures import length_quantiles, ranking_bars, spectrum
-    ranking.frame()["value"] = 0
+    frame = ranking.frame()
+    frame["value"] = 0.0
     assert (ranking.table["value"] > 0).all()
     scores = ranking.scores()
     assert list(scores.columns) == ["encoder", "metric", "source", "kind", "value", "lo", "hi", "rank", "n", "mean_of_parts"] and len(scores) == 8
