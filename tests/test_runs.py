@@ -371,14 +371,3 @@ def test_dead_progress_bars_are_taken_out(tiny):
 def test_the_projects_profiles_fit_its_notebooks(root):
     assert {"offline", "smoke"} <= set(profile_names())
     for name in profile_names(): plan(name, root=root)
-
-
-def test_every_experiment_runs_with_tiny_parameters(root, tmp_path):
-    p = plan("smoke", root=root)
-    assert {c.notebook for c in p.cells} == {f"nbs/experiments/{f.name}" for f in (root / "nbs/experiments").glob("*.ipynb")}, "each experiment has a cell in the profile smoke"
-    report = run(p, tmp_path / "runs", jobs=2, figures_dir=tmp_path / "figures")
-    assert report.exit_status == 0, repr(report)
-    for cell in p.cells:
-        made = {f.suffix for f in (tmp_path / "figures" / cell.name).iterdir()}
-        assert made & {".csv", ".json"}, f"{cell.name} leaves no table"
-    assert {".png", ".svg", ".csv"} <= {f.suffix for f in (tmp_path / "figures/ranking").iterdir()}

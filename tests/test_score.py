@@ -68,6 +68,7 @@ def reference(q, p, n, rho, c: ECIConfig = ECIConfig(), mean=None, phi=None):
 @given(triples(), configs())
 def test_reference(t, c):
     "LU of I + M is good to about 1e-15 absolute, which the tolerance allows for."
+    assert math.isclose(eci_score(*t).value, reference(*t)[0], rel_tol=1e-10, abs_tol=1e-13)
     expected, M = reference(*t, c)
     for form in FORMS:
         s = eci_score(*t, config=c, form=form)
