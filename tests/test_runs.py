@@ -338,6 +338,20 @@ def test_a_killed_run_resumes_and_gives_the_same_tables(tiny):
     assert straight.exit_status == 0
 
 
+def test_ctrl_c_ends_the_children_and_leaves_nothing_half_done(tiny):
+    write_notebook(tiny / "nbs/experiments/slow.ipynb", *SLOW)
+    p = make_plan(tiny, "  - {name: slow, notebook: experiments/slow}\n  - {name: after, notebook: experiments/good}\n")
+    runner = subprocess.Popen([Path(sys.executable).parent / "eci-sem", "reproduce", "--profile", "small.yaml"], cwd=tiny, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: (tiny / "half-way").exists() or runner.poll() is not None)
+        runner.send_signal(signal.SIGINT)
+        out, err = runner.communicate(timeout=60)
+    finally: runner.kill()
+    assert runner.returncode == 130 and out == "" and err == "eci-sem: interrupted; what is finished is kept.\n"
+    wait_for(lambda: not processes_in(tiny), 30)
+    assert [f.name for f in (tiny / "runs/small").iterdir()] == [".lock"] and [o.state for o in run(p, dry_run=True).outcomes] == ["to run", "to run"]
+
+
 # README
 
 def test_readme_is_the_index_notebook(tmp_path):
@@ -349,7 +363,7 @@ def test_readme_is_the_index_notebook(tmp_path):
     (tmp_path / "nbs/index.ipynb").write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
     text = make_readme(tmp_path)
     assert (tmp_path / "README.md").read_text() == text == make_readme(tmp_path, write=False)
-    assert text.startswith("# Title\n\n![fig](figures/a/x.svg)\n") and "shown = 2" in text and "<table></table>" in text and text.endswith("\n")
+    assert text.startswith("# Title\n\n![fig](figures/a/x.svg)\n") and "```python\nshown = 2\n```" in text and "<table></table>" in text and text.endswith("\n")
     assert not any(s in text for s in ("secret", "#|", "<style", ".x {}", "\n\n\n"))
     cells[2]["outputs"][0]["data"]["image/png"] = "aGk="
     (tmp_path / "nbs/index.ipynb").write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
