@@ -345,7 +345,7 @@ class Encoder:
 
     def __repr__(self) -> str: return f"Encoder({self.name!r}, dtype={self.dtype}, device={self.device}, fingerprint={self.fingerprint[:12]})"
 
-# %% ../nbs/02_encoders.ipynb #99b81b08
+# %% ../nbs/02_encoders.ipynb #78afccda
 @dataclass(frozen=True)
 class HubFamily:
     "Settings of a model from a hub that its files don't tell."
@@ -362,7 +362,7 @@ HUB: dict[str, HubFamily] = {
 
 @contextmanager
 def quiet_loading():
-    "transformers draws a bar for reading weights from the disk, in every notebook and log: not here."
+    "transformers draws a bar for reading weights from the disk, in every notebook and log: not here. [ours]"
     from transformers.utils import logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

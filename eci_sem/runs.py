@@ -497,7 +497,7 @@ def _index(figures: Path, root: Path) -> str:
     head = ["# Figures and tables", "", "Written by the runner (`make paper`); do not edit. The folder of each notebook holds the manifest of its run: parameters, seeds, versions and hashes.", ""]
     return "\n".join([*head, "| figure or table | files | the paper's item | notebook | run |", "|---|---|---|---|---|", *rows]) + "\n"
 
-# %% ../nbs/10_runs.ipynb #887dacb6
+# %% ../nbs/10_runs.ipynb #e73aa16b
 def make_readme(
     root: str | Path | None = None, # The checkout; see `find_root`
     write: bool = True, # Write README.md too
@@ -515,7 +515,7 @@ def make_readme(
     notebook.cells = [c for c in notebook.cells if not hidden.search(c.source)]
     for cell in notebook.cells:
         # nbconvert's own way to show an output without its cell
-        if re.search(r"^#\|\s*echo:\s*false\b", cell.source, re.M): cell["transient"] = {"remove_source": True}
+        if re.search(r"^#\|\s*echo:\s*false\b", cell.source, re.M): cell.metadata["transient"] = {"remove_source": True}
         if cell.cell_type == "code": cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip("\n")
         for output in cell.get("outputs", ()):
             if {"image/png", "image/svg+xml"} & set(output.get("data", ())): raise InputError("nbs/index.ipynb: an output is an image; README.md shows images by reference, as ![...](../figures/...) in a text cell.")

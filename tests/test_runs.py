@@ -359,12 +359,12 @@ def test_readme_is_the_index_notebook(tmp_path):
     with pytest.raises(InputError, match="nbs/index.ipynb: no such notebook"): make_readme(tmp_path)
     html = dict(output_type="execute_result", execution_count=1, metadata={}, data={"text/html": "<style scoped>\n.x {}\n</style>\n<table></table>", "text/plain": "x"})
     def code(source, *outputs): return dict(cell_type="code", id=f"i{abs(hash(source)) % 10**6}", metadata={}, execution_count=None, outputs=list(outputs), source=source)
-    cells = [dict(cell_type="markdown", id="a", metadata={}, source="# Title\n\n![fig](../figures/a/x.svg)"), code("#| hide\nsecret = 1"), code("#| eval: false\nshown = 2", html)]
+    cells = [dict(cell_type="markdown", id="a", metadata={}, source="# Title\n\n![fig](../figures/a/x.svg)"), code("#| hide\nsecret = 1"), code("#| eval: false\nshown = 2", html), code("#| echo: false\nunseen = 3", dict(output_type="stream", name="stdout", text="its output"))]
     (tmp_path / "nbs/index.ipynb").write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
     text = make_readme(tmp_path)
     assert (tmp_path / "README.md").read_text() == text == make_readme(tmp_path, write=False)
-    assert text.startswith("# Title\n\n![fig](figures/a/x.svg)\n") and "```python\nshown = 2\n```" in text and "<table></table>" in text and text.endswith("\n")
-    assert not any(s in text for s in ("secret", "#|", "<style", ".x {}", "\n\n\n"))
+    assert text.startswith("# Title\n\n![fig](figures/a/x.svg)\n") and "```python\nshown = 2\n```" in text and "<table></table>" in text and "its output" in text and text.endswith("\n")
+    assert not any(s in text for s in ("secret", "unseen", "#|", "<style", ".x {}", "\n\n\n"))
     cells[2]["outputs"][0]["data"]["image/png"] = "aGk="
     (tmp_path / "nbs/index.ipynb").write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
     with pytest.raises(InputError, match="an output is an image; README.md shows images by reference"): make_readme(tmp_path)
