@@ -16,7 +16,7 @@ from pathlib import Path
 from . import __version__
 from .collection import InputError, unknown_name, write_text
 
-# %% ../nbs/11_cli.ipynb #a22f0260
+# %% ../nbs/11_cli.ipynb #99688307
 _RANK = """Rank negative sources with ECI_sem, from frozen embeddings of the encoder that is to be trained.
 
 FILE holds triples: .parquet, .jsonl or .jsonl.gz with "query", "positive" and "negative" (or a list "negatives"); "source" names
@@ -113,6 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--runs", default="runs", metavar="DIR", help="where executed notebooks and results go (default: runs)")
     p.add_argument("--figures", metavar="DIR", help="copy figures and tables there and bring DIR/INDEX.md up to date")
     p.add_argument("--root", metavar="DIR", help="the checkout (default: the current folder)")
+    p.add_argument("--seed", type=_natural, metavar="N", help="of every notebook that has one (default: the profile's own)")
 
     command("models", "the embedded models: which are there, how to get the rest", _MODELS, "example:\n  eci-sem models")
     return parser
@@ -198,11 +199,11 @@ def _mine(args: argparse.Namespace) -> int:
     print(triples.summary)
     return 0
 
-# %% ../nbs/11_cli.ipynb #5c1d1bf7
+# %% ../nbs/11_cli.ipynb #8135fe2c
 def _reproduce(args: argparse.Namespace) -> int:
     from eci_sem.runs import plan, run
     # folders given on the command line count from where the user stands
-    report = run(plan(args.profile, args.root), Path(args.runs).resolve(), only=args.only, jobs=args.jobs, dry_run=args.dry_run,
+    report = run(plan(args.profile, args.root, args.seed), Path(args.runs).resolve(), only=args.only, jobs=args.jobs, dry_run=args.dry_run,
         retry_failed=not args.keep_failed, figures_dir=Path(args.figures).resolve() if args.figures else None)
     print(report)
     return report.exit_status

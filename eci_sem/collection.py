@@ -375,7 +375,7 @@ DOCSTRING_SPLITS = {"score": 600, "train": 1000} # the rest is "test"
 _SIGNATURE = re.compile(r"^[A-Za-z_][\w.]*\s*\(.*\)\s*(->.*)?$")
 _RULER = re.compile(r"^\s*[-=~^*_#]{3,}\s*$")
 
-# %% ../nbs/00_collection.ipynb #a1cdfb60
+# %% ../nbs/00_collection.ipynb #44fda9d2
 def split_docstring(
     doc: str, # A docstring as written
     words: int = 120, # Length limit of the passage, in words
@@ -390,7 +390,8 @@ def split_docstring(
 def _public(module: str) -> Iterator[tuple[str, object]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mod = importlib.import_module(module)
+        try: mod = importlib.import_module(module)
+        except ModuleNotFoundError as e: raise InputError(f"the docstrings collection is made from {module.split('.')[0]}, and the module {e.name!r} is not installed: pip install 'eci_sem[offline]'.") from None
         for name in sorted(set(getattr(mod, "__all__", None) or (n for n in dir(mod) if not n.startswith("_")))):
             try: found = getattr(mod, name)
             except (AttributeError, ImportError): continue # a name behind an experimental flag

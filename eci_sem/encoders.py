@@ -87,7 +87,7 @@ def batch_shape(
     length = next((n for n in LADDER if n >= tokens), tokens)
     return max(1, TOKENS_PER_BATCH.get(device, 1024) // length), length
 
-# %% ../nbs/02_encoders.ipynb #6b7eef7d
+# %% ../nbs/02_encoders.ipynb #618642a1
 def _damage() -> tuple[type[Exception], ...]:
     "The LMDB errors that mean a damaged file rather than a full disk or a missing permission."
     import lmdb
@@ -152,9 +152,10 @@ class EmbeddingCache:
                     if record is None or len(record) != size + 4 or zlib.crc32(record[:size]) != int.from_bytes(record[size:], "little"): continue
                     vectors[i] = np.frombuffer(record[:size], np.float32)
                     found[i] = True
-        except lmdb.Error as e:
+        except _damage() as e:
             self._set_aside(str(e))
             found[:] = False
+        except lmdb.Error as e: raise InputError(f"the embedding cache in {self.folder} can't be read ({e}): close other processes that use it, or set ECI_SEM_CACHE to another folder. What is cached stays.") from e
         return vectors, found
 
     def put(self,
@@ -176,7 +177,7 @@ class EmbeddingCache:
 
     def __len__(self) -> int: return self._env.stat()["entries"]
 
-# %% ../nbs/02_encoders.ipynb #7477525e
+# %% ../nbs/02_encoders.ipynb #6dd69039
 def _fingerprint_folder(folder: Path) -> str:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".safetensors", ".json", ".txt", ".model", ".npy", ".gguf") and not any(part.startswith(".") for part in p.relative_to(folder).parts))
     return sha256_text(*(f"{p.relative_to(folder).as_posix()}={_sha256_file(p)}" for p in files))
@@ -187,6 +188,14 @@ def _fingerprint_model(model: Any) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         h.update(name.encode()); h.update(str(tensor.dtype).encode()); h.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
+
+def _check_device(device: str) -> None:
+    kind = str(device).split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"): raise unknown_name("device", device, ["cpu", "cuda", "cuda:1", "mps"])
+    if kind == "cpu": return
+    import torch
+    there = torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
+    if not there: raise InputError(f"device {device!r}: this machine's PyTorch ({torch.__version__}) sees no such device; use device='cpu'.")
 
 class Encoder:
     "A frozen encoder: texts in, unit vectors out, each distinct text encoded once."
@@ -205,6 +214,7 @@ class Encoder:
         about: dict[str, Any] | None = None, # More to record: package, path, pooling
     ):
         if dtype not in ("float32", "bfloat16"): raise unknown_name("dtype", dtype, ["float32", "bfloat16"])
+        _check_device(device)
         if max_length is not None and max_length < 2: raise InputError(f"max_length is {max_length}, expected at least 2 tokens.")
         self._source, self.name, self.query_prompt, self.passage_prompt = model, name, query_prompt, passage_prompt
         self.dtype, self.device, self._max_length, self._dim, self.about = dtype, device, max_length, dim, dict(about or {})

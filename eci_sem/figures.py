@@ -234,7 +234,7 @@ def published_scores(
         fig.supxlabel("filled: single sources; open: hybrids" + ("; bar: mean of the parts" if parts else ""), fontsize=7)
     return fig
 
-# %% ../nbs/09_figures.ipynb #fd513a9a
+# %% ../nbs/09_figures.ipynb #78370270
 def ranking_bars(
     table: "pd.DataFrame", # Columns encoder, source, kind (source|hybrid|control), value, lo, hi (nats), rank (may be empty for controls), n; optional metric and mean_of_parts
     counted: str = "queries", # What n counts
@@ -271,7 +271,7 @@ def ranking_bars(
         note = [f"line: {100 * level:g} % interval", *(text for kind, text in (("hybrid", "pale: hybrid"), ("control", "hatched: control")) if kind in set(table["kind"]))]
         if "mean_of_parts" in columns: note.append("diamond: mean of the parts")
         lines = [", ".join(note), "at the right: rank (joined: tied)"]
-        fig.supxlabel("\n".join(lines) if wide == 1 else "; ".join(lines), fontsize=7)
+        fig.supxlabel("\n".join(textwrap.fill(line, 56) for line in lines) if wide == 1 else "; ".join(lines), fontsize=7)
     return fig
 
 def _rank_column(ax: "Axes", ranks: list[float]) -> None:
@@ -284,7 +284,7 @@ def _rank_column(ax: "Axes", ranks: list[float]) -> None:
         if y - start > 1: ax.plot([1.02, 1.02], [start - 0.25, y - 0.75], color="#333333", lw=0.8, transform=where, clip_on=False)
         start = y
 
-# %% ../nbs/09_figures.ipynb #f90a85f4
+# %% ../nbs/09_figures.ipynb #57c425af
 QUANTILES = ("q05", "q25", "q50", "q75", "q95")
 _FACTORS = {"a": "consistency a", "l": "locality l", "rho": "residuality rho", "w": "weight w"}
 
@@ -310,6 +310,11 @@ def _boxes(ax: "Axes", rows: "pd.DataFrame", sources: list[str]) -> None:
             meanprops=dict(marker=style.marker, mfc="white", mec="#000000", mew=0.6, ms=3.6))
     _clean(ax, "x")
 
+def _limits(rows: "pd.DataFrame") -> tuple[float, float]:
+    low, high = min(0.0, rows["q05"].min(), rows["mean"].min()), max(rows["q95"].max(), rows["mean"].max())
+    room = 0.04 * ((high - low) or 1)
+    return low - room, high + room
+
 _BOX_NOTE = "box: quartiles with median; whiskers: 5 % and 95 %; marker: mean"
 
 def factor_distributions(
@@ -332,11 +337,13 @@ def factor_distributions(
                 if i == 0: ax.set_title(_FACTORS[factor])
                 ax.tick_params(axis="x", labelbottom=True)
             axes[i, 0].set_ylabel("\n".join([*textwrap.wrap(encoder, 24), _count(rows["n"][rows["encoder"] == encoder], counted)]), fontsize=7)
+        # said outright: a shared axis keeps the limits of the row that was drawn first
+        if "w" in factors: axes[0, -1].set_xlim(*_limits(rows[rows["factor"] == "w"]))
         if "w" in factors and (scale := _value_axis(axes[:, -1], "", ticks=3)): axes[0, -1].set_title(f"{_FACTORS['w']} ({scale})")
         fig.supxlabel(f"factor values have no unit, w = a l rho; {_BOX_NOTE}", fontsize=7)
     return fig
 
-# %% ../nbs/09_figures.ipynb #6becb4a4
+# %% ../nbs/09_figures.ipynb #06ce8dbb
 def length_quantiles(
     table: "pd.DataFrame", # Columns source, optional encoder, and either value (words of one negative) or q05, q25, q50, q75, q95, mean, n
     counted: str = "negatives", # What the rows count
@@ -351,7 +358,7 @@ def length_quantiles(
         for ax, encoder in zip(axes.flat, encoders):
             part = rows[rows["encoder"] == encoder] if encoder else rows
             _boxes(ax, part, sources)
-            ax.set_xlim(left=0)
+            ax.set_xlim(0, _limits(rows)[1])
             ax.set_title(_title(columns, encoder, _count(part["n"], counted)))
         _value_axis(axes.flat, label, "words")
         for ax in axes.flat[len(encoders):]: ax.set_visible(False)

@@ -166,7 +166,7 @@ class Ranking:
         ax.legend(frameon=False, loc="best", fontsize="small")
         return ax
 
-# %% ../nbs/06_rank.ipynb #55c29399
+# %% ../nbs/06_rank.ipynb #35ce0c52
 class _Plan(NamedTuple):
     triples: Triples # The rows of the common queries
     query: np.ndarray # (N,) number of each row's query, in sorted order of the ids
@@ -338,6 +338,8 @@ def _notes(r: Ranking) -> list[str]:
     how = "percentile" if p["gain"] <= 1 else "basic, since the score is biased by the number of triples: compare equal numbers only"
     notes.append(f"Intervals: {100 * (1 - p['alpha']):g}% bootstrap over queries ({how}), seed {p['seed']}. Rank: 1 plus the sources significantly above (paired, Holm over {family} pairs); sources that share a letter do not differ significantly. Of parts: the mean of a hybrid's parts on its own rows.")
     if family and 2 * family >= p["alpha"] * (p["resamples"] + 1): notes.append(f"With {p['resamples']:,} resamples no difference among {family} pairs can be significant at {p['alpha']:g}: more than {2 * family / p['alpha'] - 1:,.0f} are needed.")
+    notes.append("ECI_sem: names of the factors [paper], their forms [ours]." + (" ECI_net: [ours]." if "eci_net" in r.metrics else ""))
+    if p["empty_queries"]: notes.append(f"{p['empty_queries']:,} queries have no token for the tokenizer: rho = 1 for them.")
     if p["units"] < p["queries"]: notes.append(f"Resampled in {p['units']} blocks of queries, for the number of triples.")
     for s in t.index[t["kind"] == "control"]:
         for m in r.metrics:

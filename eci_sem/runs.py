@@ -193,7 +193,7 @@ def _read_profile(profile: str | Path) -> tuple[str, dict]:
     if twice := next((n for n in names if names.count(n) > 1), None): raise InputError(f"{where}: two cells have the name {twice!r}; names must be unique.")
     return path.stem, data
 
-# %% ../nbs/10_runs.ipynb #4675a373
+# %% ../nbs/10_runs.ipynb #4fd05222
 @dataclass(frozen=True)
 class Cell:
     "One notebook with its parameters, and the key under which its result is kept."
@@ -225,6 +225,7 @@ class Plan:
 def plan(
     profile: str | Path, # A profile's name, or the path of a .yaml file
     root: str | Path | None = None, # The checkout; see `find_root`
+    seed: int | None = None, # Given to every notebook that has a parameter `seed`, over the profile's own
 ) -> Plan:
     "Check every notebook and parameter of a profile before anything runs. Raises `InputError`. [ours]"
     name, data = _read_profile(profile)
@@ -235,6 +236,7 @@ def plan(
         path = root / "nbs" / entry["notebook"]
         info = inspect_notebook(path if path.suffix == ".ipynb" else path.with_name(path.name + ".ipynb"), root)
         given = dict(entry.get("parameters") or {})
+        if seed is not None and "seed" in info.parameters: given["seed"] = seed
         for key, value in given.items():
             if key == "out": raise InputError(f"{where}: 'out' is set by the runner to the cell's own folder; remove it.")
             if key not in info.parameters: raise unknown_name(f"parameter of {info.path} in {where}:", key, info.parameters)

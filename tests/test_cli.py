@@ -144,6 +144,13 @@ def test_what_argparse_refuses(argv, part, capsys):
     assert e.value.code == 2 and part in capsys.readouterr().err
 
 
+def test_the_seed_reaches_every_notebook_that_has_one(root):
+    from eci_sem.runs import plan
+    cells = {c.name: c for c in plan("smoke", root, seed=7).cells}
+    assert all(c.parameters["seed"] == 7 for c in cells.values() if "seed" in c.parameters) and cells["ranking"].parameters["seed"] == 7
+    assert plan("smoke", root).cells[1].key != cells["ranking"].key
+
+
 def test_reproduce_refuses(capsys, tmp_path):
     refused(capsys, ["reproduce", "--profile", "offlin"], "unknown profile 'offlin'. Did you mean 'offline'")
     refused(capsys, ["reproduce", "--profile", str(tmp_path / "none.yaml")], "none.yaml: no such file")

@@ -292,6 +292,11 @@ def test_docstrings_keep_their_own_rules(docstrings):
     assert sum(len(d) > 1 for d in judged) > 0 # one summary over several passages: all of them are relevant
 
 
+def test_a_library_that_is_not_installed_is_named():
+    from eci_sem.collection import load_docstrings
+    with pytest.raises(InputError, match=r"made from sklearnx, and the module 'sklearnx' is not installed: pip install 'eci_sem\[offline\]'"): load_docstrings({"sklearnx": ["sklearnx.base"]})
+
+
 def test_docstrings_do_not_depend_on_the_process():
     # another hash seed, and no test runner: pytest puts hooks of its own into sys
     modules = {"numpy": ["numpy.fft", "numpy.linalg"], "stdlib": ["sys", "logging", "warnings", "threading", "json"]}

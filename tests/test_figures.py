@@ -229,3 +229,12 @@ def test_published_digits_stand_beside_the_dots():
 def test_import_is_light():
     code = "import sys, eci_sem.figures, eci_sem.published; sys.exit(bool({'matplotlib', 'seaborn', 'pandas', 'yaml'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_every_box_lies_within_its_panel():
+    "A later encoder with larger weights is not cut off by the first one's axis."
+    rows = [dict(encoder=e, source=s, factor=f, q05=0.0, q25=0.1 * k, q50=0.2 * k, q75=0.3 * k, q95=0.4 * k, mean=0.2 * k, n=5) for e, k in (("small", 0.1), ("large", 1.0)) for s in ("bm25", "llm") for f in ("a", "w")]
+    figure = factor_distributions(pd.DataFrame(rows))
+    for ax in figure.axes: assert ax.get_xlim()[1] > 0.4 and ax.get_xlim()[0] <= 0
+    lengths = [dict(encoder=e, source="bm25", q05=1, q25=2, q50=3, q75=4, q95=hi, mean=3, n=5) for e, hi in (("small", 5), ("large", 500))]
+    assert all(ax.get_xlim()[1] > 500 for ax in length_quantiles(pd.DataFrame(lengths)).axes)

@@ -132,10 +132,12 @@ def test_notebooks_are_clean(exported):
     for path in NOTEBOOKS: assert path.read_bytes() == (exported / name(path)).read_bytes(), f"{name(path)} is not clean: run nbdev-clean"
 
 
-def test_readme_is_made_from_the_index_notebook():
-    if not (ROOT / "nbs/index.ipynb").exists(): pytest.skip("nbs/index.ipynb is not written yet")
+def test_readme_is_made_from_the_index_notebook(exported):
     from eci_sem.runs import make_readme
     text = make_readme(ROOT, write=False)
+    (exported / "README.md").write_text("damaged")
+    make_readme(exported)
+    assert (exported / "README.md").read_text(encoding="utf-8") == text, "a damaged README.md is not repaired"
     assert (ROOT / "README.md").read_text(encoding="utf-8") == text, "README.md is not what nbs/index.ipynb gives: run make docs"
     linked = [t for t in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in t]
     assert not [t for t in linked if not (ROOT / t).exists()], "README.md links to files that are not there"

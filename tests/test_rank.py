@@ -470,3 +470,12 @@ def test_real_triples_with_glove(shared_data):
     assert np.isfinite(r.table[["value", "lo", "hi", "net_value"]]).all(axis=None) and r.provenance["queries"] >= 80
     # random passages are farther from the query than those that a system released as hard
     assert r.table.loc["random", "hardness"] < r.table.loc["released", "hardness"]
+
+
+def test_queries_without_tokens_and_the_marks_are_said():
+    table = made(queries=6).to_pandas()
+    table.loc[table["query_id"] == "q002", "query"] = "?! ..."
+    notes = rank_sources(Triples.from_pandas(table), Stub(), resamples=50).notes
+    assert "1 queries have no token for the tokenizer: rho = 1 for them." in notes
+    assert "ECI_sem: names of the factors [paper], their forms [ours]. ECI_net: [ours]." in notes
+    assert not any("no token" in n for n in rank_sources(made(queries=6), Stub(), resamples=50).notes)
