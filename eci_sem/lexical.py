@@ -143,7 +143,7 @@ def _tokenised(texts: Sequence[str], tokenizer: Tokenizer, what: str) -> Iterato
     from tqdm.auto import tqdm
     for start in tqdm(range(0, len(texts), _BATCH), desc=f"tokenise {what}", leave=False, disable=None if len(texts) > 20 * _BATCH else True): yield tokenizer(texts[start:start + _BATCH])
 
-# %% ../nbs/04_lexical.ipynb #034c865d
+# %% ../nbs/04_lexical.ipynb #33c7586c
 FORMS = ("query", "positive", "jaccard", "none")
 
 def term_matrix(
@@ -160,7 +160,7 @@ def term_matrix(
     for batch in _tokenised(texts, tokenizer, "texts"):
         for terms in batch:
             before = len(indices)
-            indices.extend(map(column.__getitem__, terms) if grow else (column[t] for t in terms if t in column))
+            indices.extend(map(column.__getitem__, terms if grow else filter(column.__contains__, terms)))
             lengths.append(len(indices) - before)
     if grow: vocabulary.update(column)
     indices = np.frombuffer(indices, np.int32).copy() if len(indices) else np.zeros(0, np.int32)
@@ -207,7 +207,9 @@ def overlap_rho(
     def rows_of(matrix, rows, start, stop):
         if rows is not None: return matrix[rows[start:stop]]
         ends = matrix.indptr[start:stop + 1]
-        return csr_matrix((matrix.data[ends[0]:ends[-1]], matrix.indices[ends[0]:ends[-1]], ends - ends[0]), shape=(stop - start, matrix.shape[1]))
+        part = csr_matrix((matrix.data[ends[0]:ends[-1]], matrix.indices[ends[0]:ends[-1]], ends - ends[0]), shape=(stop - start, matrix.shape[1]))
+        part.has_canonical_format = True # as its matrix has: scipy would look through all columns again
+        return part
     def fill(start):
         stop = min(n, start + chunk)
         common[start:stop] = rows_of(reference, reference_rows, start, stop).multiply(rows_of(negative, negative_rows, start, stop)) @ idf
@@ -221,7 +223,7 @@ def overlap_rho(
         whole = whole + (other if negative_rows is None else other[negative_rows]) - common
     return np.clip(1 - np.divide(common, whole, out=np.zeros(n), where=whole > 0), 0, 1)
 
-# %% ../nbs/04_lexical.ipynb #ff6962e4
+# %% ../nbs/04_lexical.ipynb #352fdbba
 @dataclass(frozen=True, eq=False)
 class Residuality:
     "Lexical residuality of each triple, and the queries that have no terms."
@@ -259,8 +261,7 @@ def lexical_residuality(
         vocabulary = {}
         terms = term_matrix(texts, tokenizer, vocabulary)
     no_terms = (np.diff(query_terms.indptr) == 0)[query]
-    ids, (query_id,) = triples.distinct("query_id")
-    empty_ids = [ids[i] for i in dict.fromkeys(query_id[no_terms].tolist())]
+    empty_ids = list(dict.fromkeys(triples.column("query_id")[no_terms].tolist())) if no_terms.any() else []
     empty_rows = 0 if form == "none" else int((np.diff(terms.indptr) == 0)[rows].sum())
     if form == "none": rho = np.ones(len(triples))
     else:
