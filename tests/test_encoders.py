@@ -94,6 +94,14 @@ def test_same_bytes_in_any_company():
         for text, v in zip(part, encoder.encode_passages(part, batch_size=batch_size)): assert v.tobytes() == want[text].tobytes()
 
 
+def test_the_model_sees_fixed_shapes_only(checkpoints):
+    "Some BLAS libraries give the same bytes for any number of rows, so the shapes themselves are checked too."
+    encoder, seen = load_encoder(checkpoints["facebook/contriever"], cache=False), []
+    encoder.model.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0]["input_ids"].shape)))
+    for n, longest in ((1, 3), (7, 40), (70, 90), (3, 400)): encoder.encode_passages(texts(n, seed=n, longest=longest))
+    assert len(set(seen)) > 4 and all((rows, length) == batch_shape(length) and length in LADDER for rows, length in seen)
+
+
 def test_same_bytes_for_a_static_model():
     encoder, sample = load_encoder("glove", cache=False), texts(50, seed=4)
     want = dict(zip(sample, encoder.encode_passages(sample)))
