@@ -6,26 +6,32 @@
 __all__ = ['TOKENIZERS', 'FORMS', 'Tokenizer', 'get_tokenizer', 'IDF', 'term_matrix', 'overlap_rho', 'Residuality',
            'lexical_residuality']
 
-# %% ../nbs/04_lexical.ipynb #c9ee8a5b
+# %% ../nbs/04_lexical.ipynb #2179b6a5
 import json
 import os
 import re
-from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from .collection import InputError, open_text, sha256_text, unknown_name, write_text
 from .triples import Triples
 
-# %% ../nbs/04_lexical.ipynb #e5da1c97
+# %% ../nbs/04_lexical.ipynb #b1e6c13e
 TOKENIZERS = ("word", "stem", "wordpiece")
 _WORD = re.compile(r"\w+")
+_ASCII = bytes(ord(chr(i).lower()) if i < 128 and _WORD.match(chr(i)) else ord(" ") for i in range(256))
 _BATCH = 4096 # texts tokenised at a time
+
+def _spaced(text: str) -> str: return text.encode().translate(_ASCII).decode() if text.isascii() else " ".join(_WORD.findall(text.lower())) # the same words either way; a table of the 128 characters is many times faster
+def _words(text: str) -> list[str]: return _spaced(text).split()
 
 @dataclass(frozen=True)
 class Tokenizer:
@@ -33,6 +39,7 @@ class Tokenizer:
     name: str # word, stem or wordpiece
     fingerprint: str # Two tokenizers with the same fingerprint give the same terms
     split: Callable[[Sequence[str]], list[list[str]]] = field(repr=False, compare=False) # What does the work
+    spaced: Callable[[str], str] | None = field(default=None, repr=False, compare=False) # The terms of a text with spaces between, where these are all: split and numbered without a Python object per term
 
     def __call__(self,
         texts: Sequence[str], # Texts to split
@@ -48,12 +55,12 @@ def get_tokenizer(
     "A tokenizer by name. Raises `InputError` for an unknown one, or for word pieces without an encoder. [ours]"
     if isinstance(name, Tokenizer): return name
     if name not in TOKENIZERS: raise unknown_name("tokenizer", name, TOKENIZERS)
-    if name == "word": return Tokenizer(name, "word: lower-cased \\w+", lambda texts: [_WORD.findall(t.lower()) for t in texts])
+    if name == "word": return Tokenizer(name, "word: lower-cased \\w+", lambda texts: list(map(_words, texts)), _spaced)
     if name == "stem":
         import Stemmer
         stem = Stemmer.Stemmer("english", 0) # no cache of its own: each distinct word is stemmed once per call below
         def split(texts):
-            words = [_WORD.findall(t.lower()) for t in texts]
+            words = list(map(_words, texts))
             distinct = list(dict.fromkeys(w for ws in words for w in ws))
             stems = dict(zip(distinct, stem.stemWords(distinct)))
             return [[stems[w] for w in ws] for ws in words]
@@ -61,7 +68,7 @@ def get_tokenizer(
     if encoder is None: raise InputError("the tokenizer 'wordpiece' takes the pieces of an encoder, and none was given; pass encoder=load_encoder(...), or use 'word' or 'stem'.")
     return Tokenizer(name, f"wordpiece: {encoder.fingerprint}", lambda texts: encoder.tokenize(list(texts)))
 
-# %% ../nbs/04_lexical.ipynb #f4995614
+# %% ../nbs/04_lexical.ipynb #84ebf39a
 class IDF:
     "Inverse document frequencies of a corpus under one tokenizer."
     def __init__(self,
@@ -79,9 +86,9 @@ class IDF:
         "Count in how many documents each term occurs. Raises `InputError` when there is none. [ours]"
         if isinstance(texts, str): raise InputError(f"IDF.fit takes a list of texts, got one string ({texts[:20]!r}...).")
         df: Counter = Counter(); documents = 0
-        for terms in _tokenised(list(texts), tokenizer, "idf"):
-            documents += len(terms)
-            for t in terms: df.update(set(t))
+        for batch in _batches(list(texts), "idf"):
+            documents += len(batch)
+            for terms in tokenizer(batch): df.update(set(terms))
         if not documents: raise InputError("the IDF corpus has no documents, expected at least one.")
         return cls(dict(df), documents, tokenizer.name, tokenizer.fingerprint)
 
@@ -139,11 +146,11 @@ class IDF:
 
     def __repr__(self) -> str: return f"IDF({self.documents:,} documents, {len(self.df):,} terms, tokenizer {self.tokenizer!r})" if self.documents else f"IDF(uniform, tokenizer {self.tokenizer!r})"
 
-def _tokenised(texts: Sequence[str], tokenizer: Tokenizer, what: str) -> Iterator[list[list[str]]]:
+def _batches(texts: Sequence[str], what: str) -> Iterator[Sequence[str]]:
     from tqdm.auto import tqdm
-    for start in tqdm(range(0, len(texts), _BATCH), desc=f"tokenise {what}", leave=False, disable=None if len(texts) > 20 * _BATCH else True): yield tokenizer(texts[start:start + _BATCH])
+    for start in tqdm(range(0, len(texts), _BATCH), desc=f"tokenise {what}", leave=False, disable=None if len(texts) > 20 * _BATCH else True): yield texts[start:start + _BATCH]
 
-# %% ../nbs/04_lexical.ipynb #33c7586c
+# %% ../nbs/04_lexical.ipynb #f3d06910
 FORMS = ("query", "positive", "jaccard", "none")
 
 def term_matrix(
@@ -156,15 +163,27 @@ def term_matrix(
     from scipy.sparse import csr_matrix
     column = defaultdict(None, vocabulary)
     if grow: column.default_factory = column.__len__ # an unseen term takes the next column
-    indices, lengths = array("i"), array("i")
-    for batch in _tokenised(texts, tokenizer, "texts"):
-        for terms in batch:
-            before = len(indices)
-            indices.extend(map(column.__getitem__, terms if grow else filter(column.__contains__, terms)))
-            lengths.append(len(indices) - before)
+    def columns(terms, n): return np.fromiter(map(column.__getitem__, terms) if grow else map(column.get, terms, repeat(-1)), np.int32, n)
+    indices, lengths = [np.zeros(0, np.int32)], [np.zeros(1, np.int64)]
+    for batch in _batches(texts, "texts"):
+        if tokenizer.spaced is None:
+            terms = tokenizer(batch)
+            length = np.fromiter(map(len, terms), np.int64, len(batch))
+            found = columns(chain.from_iterable(terms), length.sum())
+        else:
+            terms = pc.ascii_split_whitespace(pa.array(map(tokenizer.spaced, batch), pa.large_string()))
+            length, coded = pc.list_value_length(terms).to_numpy(), terms.flatten().dictionary_encode()
+            distinct = coded.dictionary.to_pylist() # in order of first appearance
+            number = columns(filter(None, distinct), len(distinct) - ("" in distinct))
+            if "" in distinct: number = np.insert(number, distinct.index(""), -1) # a text begins or ends with a space, or has no terms
+            found = number[coded.indices]
+        known = found >= 0
+        if not known.all(): length, found = np.bincount(np.repeat(np.arange(len(batch)), length)[known], minlength=len(batch)), found[known]
+        indices.append(found); lengths.append(length)
     if grow: vocabulary.update(column)
-    indices = np.frombuffer(indices, np.int32).copy() if len(indices) else np.zeros(0, np.int32)
-    matrix = csr_matrix((np.ones(len(indices), np.int8), indices, np.r_[0, np.cumsum(np.frombuffer(lengths, np.int32))] if len(lengths) else [0]), shape=(len(texts), len(column)))
+    indices = np.concatenate(indices)
+    matrix = csr_matrix((np.ones(len(indices), np.int8), indices, np.cumsum(np.concatenate(lengths))), shape=(len(texts), len(column)))
+    matrix = matrix.tocsc().tocsr() # counts its way to sorted columns, which takes less than sorting row by row
     matrix.sum_duplicates()
     matrix.data[:] = 1
     return matrix
@@ -181,6 +200,47 @@ def _mass(matrix, idf: np.ndarray) -> np.ndarray:
     from scipy.sparse import csr_matrix
     return csr_matrix((np.ones(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape) @ idf
 
+def _columns(matrix, keep: np.ndarray): # the columns where `keep`, in their order
+    from scipy.sparse import csr_matrix
+    kept, column = keep[matrix.indices], np.cumsum(keep, dtype=matrix.indices.dtype) - 1
+    part = csr_matrix((matrix.data[kept], column[matrix.indices[kept]], np.r_[0, np.cumsum(kept)][matrix.indptr]), shape=(matrix.shape[0], int(keep.sum())))
+    part.has_canonical_format = True
+    return part
+
+def _rows(matrix, rows: np.ndarray | None, start: int, stop: int): # of pairs start to stop
+    from scipy.sparse import csr_matrix
+    if rows is not None: return matrix[rows[start:stop]]
+    ends = matrix.indptr[start:stop + 1]
+    part = csr_matrix((matrix.data[ends[0]:ends[-1]], matrix.indices[ends[0]:ends[-1]], ends - ends[0]), shape=(stop - start, matrix.shape[1]))
+    part.has_canonical_format = True # as its matrix has: scipy would look through all columns again
+    return part
+
+_TABLE = 1 << 24 # bytes of the table of passages and terms: about what a processor's cache holds
+
+def _look_up(reference, negative, idf: np.ndarray, reference_rows: np.ndarray | None, negative_rows: np.ndarray, chunk: int, run: Callable) -> np.ndarray:
+    # the weight of the common terms of each pair: every term of the reference is looked up in a table of a block of negatives
+    from scipy.sparse import csr_matrix
+    used = np.zeros(len(idf), bool)
+    used[reference.indices] = True
+    if not used.all(): reference, negative, idf = _columns(reference, used), _columns(negative, used), idf[used] # a term that no reference has can't be common
+    common, width = np.empty(len(negative_rows)), reference.shape[1]
+    height = max(1, min(_TABLE // max(1, width), negative.shape[0]))
+    table, blocks = np.zeros(height * width, np.int8), range(0, negative.shape[0], height)
+    order = np.argsort(negative_rows, kind="stable") if len(blocks) > 1 else np.arange(len(negative_rows))
+    ends = np.searchsorted(negative_rows[order], blocks) if len(blocks) > 1 else [0]
+    for first, low, high in zip(blocks, ends, [*ends[1:], len(order)]):
+        part = _rows(negative, None, first, min(first + height, negative.shape[0]))
+        cells = np.repeat(np.arange(part.shape[0]) * width, np.diff(part.indptr)) + part.indices
+        table[cells] = 1
+        def fill(start):
+            pairs = order[start:min(high, start + chunk)]
+            terms = reference[pairs if reference_rows is None else reference_rows[pairs]]
+            found = table.take(np.repeat((negative_rows[pairs] - first) * width, np.diff(terms.indptr)) + terms.indices)
+            common[pairs] = csr_matrix((found, terms.indices, terms.indptr), shape=terms.shape) @ idf # adds up in the order of the columns, as a product of sparse rows does
+        run(fill, range(low, high, chunk))
+        table[cells] = 0
+    return common
+
 def overlap_rho(
     reference, # CSR (A, V) of ones: terms of the queries (of the positives for the form "positive")
     negative, # CSR (B, V) of ones: terms of the negatives
@@ -193,7 +253,6 @@ def overlap_rho(
 ) -> np.ndarray: # (N,) float64 in [0, 1]
     "Lexical residuality of pairs from their term matrices, without a Python loop over pairs or terms. [name paper, form ours]"
     from concurrent.futures import ThreadPoolExecutor
-    from scipy.sparse import csr_matrix
     if form not in FORMS: raise unknown_name("overlap form", form, FORMS)
     if reference.shape[1] != negative.shape[1] or len(idf) != reference.shape[1]: raise InputError(f"the term matrices have {reference.shape[1]:,} and {negative.shape[1]:,} columns and there are {len(idf):,} weights; expected the same number of terms.")
     pairs = [m.shape[0] if rows is None else len(rows) for m, rows in ((reference, reference_rows), (negative, negative_rows))]
@@ -201,26 +260,23 @@ def overlap_rho(
     if not np.all(idf >= 0): raise InputError(f"weight {int(np.flatnonzero(~(idf >= 0))[0])} (counting from 0) of the {len(idf):,} terms is {idf[~(idf >= 0)][0]}; expected numbers that are not negative.")
     n, reference, negative = pairs[0], _binary(reference), _binary(negative)
     if form == "none": return np.ones(n)
-    whole = _mass(reference, idf)
+    whole, other = _mass(reference, idf), _mass(negative, idf) if form == "jaccard" else None
     if reference_rows is not None: whole = whole[reference_rows]
-    common = np.empty(n)
-    def rows_of(matrix, rows, start, stop):
-        if rows is not None: return matrix[rows[start:stop]]
-        ends = matrix.indptr[start:stop + 1]
-        part = csr_matrix((matrix.data[ends[0]:ends[-1]], matrix.indices[ends[0]:ends[-1]], ends - ends[0]), shape=(stop - start, matrix.shape[1]))
-        part.has_canonical_format = True # as its matrix has: scipy would look through all columns again
-        return part
-    def fill(start):
-        stop = min(n, start + chunk)
-        common[start:stop] = rows_of(reference, reference_rows, start, stop).multiply(rows_of(negative, negative_rows, start, stop)) @ idf
-    starts, threads = range(0, n, chunk), threads or min(4, os.cpu_count() or 1)
-    if threads > 1 and len(starts) > 1:
-        with ThreadPoolExecutor(threads) as pool: list(pool.map(fill, starts))
+    threads = threads or min(4, os.cpu_count() or 1)
+    def run(fill, starts):
+        if threads > 1 and len(starts) > 1:
+            with ThreadPoolExecutor(threads) as pool: list(pool.map(fill, starts))
+        else:
+            for start in starts: fill(start)
+    terms = [np.diff(m.indptr) if rows is None else np.diff(m.indptr)[rows] for m, rows in ((reference, reference_rows), (negative, negative_rows))]
+    if negative_rows is not None and 2 * (negative.nnz + terms[0].sum()) < terms[0].sum() + terms[1].sum(): common = _look_up(reference, negative, idf, reference_rows, negative_rows, chunk, run)
     else:
-        for start in starts: fill(start)
-    if form == "jaccard":
-        other = _mass(negative, idf)
-        whole = whole + (other if negative_rows is None else other[negative_rows]) - common
+        common = np.empty(n)
+        def fill(start):
+            stop = min(n, start + chunk)
+            common[start:stop] = _rows(reference, reference_rows, start, stop).multiply(_rows(negative, negative_rows, start, stop)) @ idf
+        run(fill, range(0, n, chunk))
+    if form == "jaccard": whole = whole + (other if negative_rows is None else other[negative_rows]) - common
     return np.clip(1 - np.divide(common, whole, out=np.zeros(n), where=whole > 0), 0, 1)
 
 # %% ../nbs/04_lexical.ipynb #352fdbba

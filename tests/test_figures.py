@@ -11,7 +11,7 @@ import pytest
 
 from eci_sem import figures
 from eci_sem.collection import InputError
-from eci_sem.figures import QUANTILES, factor_distributions, length_quantiles, published_scores, ranking_bars, save_figure, source_styles, spectrum
+from eci_sem.figures import QUANTILES, factor_distributions, length_quantiles, planted_curves, published_scores, ranking_bars, save_figure, source_styles, spectrum
 
 SOURCES = [("bm25", "source"), ("dense", "source"), ("llm", "source"), ("bm25+dense", "hybrid"), ("bm25+llm", "hybrid"), ("dense+llm", "hybrid"), ("random", "control")]
 LONG = "sentence-transformers/all-mpnet-base-v2"
@@ -38,7 +38,11 @@ def eigenvalues(encoders=("minilm",)): return pd.DataFrame([dict(encoder=e, sour
 def lengths(): return pd.DataFrame([dict(source=s, q05=10 + i, q25=30 + i, q50=50, q75=70.5, q95=110, mean=52, n=600) for i, (s, _) in enumerate(SOURCES)])
 
 
+def planted(encoders=("minilm", "glove")): return pd.DataFrame([dict(encoder=e, change=c, measure=m, share=s, relative=v * s, lo=v * s - 0.1, hi=v * s + 0.1, expected=w, queries=300) for e in encoders for c, m, v, w in (("copies", "trace", -1.0, -1), ("copies", "mean hardness", 0.4, -1), ("random", "trace", -0.8, -1), ("random", "mean margin", 0.5, 1)) for s in (0.0, 0.25, 1.0)])
+
+
 TABLES = {published_scores: published, ranking_bars: ranking, factor_distributions: factors, spectrum: eigenvalues, length_quantiles: lengths}
+TABLES |= {planted_curves: planted}
 CASES = [pytest.param(draw, table, id=draw.__name__) for draw, table in TABLES.items()]
 
 
@@ -77,7 +81,21 @@ def test_what_is_saved(tmp_path):
     saved = json.loads(record.read_text())
     assert saved["meta"] == dict(seed=3, parameters=dict(tau=0.05), data="abc") and set(saved["versions"]) == {"eci_sem", "matplotlib", "seaborn", "numpy", "pandas"}
     assert saved["sha256"] == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (png, svg, csv)}
-    pd.testing.assert_frame_equal(pd.read_csv(csv), table, check_dtype=False)
+    drawn = pd.read_csv(csv)
+    assert set(drawn.pop("run")) == {saved["run"]} # in each row, the run that made it
+    pd.testing.assert_frame_equal(drawn, table, check_dtype=False)
+    assert saved["draw"] == dict(function="ranking_bars", module="eci_sem.figures", options={}, text=["encoder", "source", "kind"])
+
+
+def test_a_figure_is_saved_with_its_own_table_and_beside_no_other_of_its_name(tmp_path):
+    from eci_sem.figures import save_table
+    table, meta = ranking(), dict(parameters=dict(seed=0))
+    with pytest.raises(InputError, match="fig was drawn by ranking_bars from another table than the one given"): save_figure(ranking_bars(table), table.assign(value=0.5), "fig", tmp_path, meta)
+    with pytest.raises(InputError, match="column 'run' of the table of fig is one that save_figure adds"): save_figure(ranking_bars(table), table.assign(run="x"), "fig", tmp_path, meta)
+    assert not list(tmp_path.iterdir())
+    save_table(table, "scores", tmp_path, meta); save_figure(ranking_bars(table), table, "fig", tmp_path, meta)
+    with pytest.raises(InputError, match="stem 'scores': a table of that name is in the folder"): save_figure(ranking_bars(table), table, "scores", tmp_path, meta)
+    with pytest.raises(InputError, match="stem 'fig': a figure of that name has its own fig.csv"): save_table(table, "fig", tmp_path, meta)
 
 
 def test_save_refuses_before_it_writes(tmp_path):
@@ -238,3 +256,16 @@ def test_every_box_lies_within_its_panel():
     for ax in figure.axes: assert ax.get_xlim()[1] > 0.4 and ax.get_xlim()[0] <= 0
     lengths = [dict(encoder=e, source="bm25", q05=1, q25=2, q50=3, q75=4, q95=hi, mean=3, n=5) for e, hi in (("small", 5), ("large", 500))]
     assert all(ax.get_xlim()[1] > 500 for ax in length_quantiles(pd.DataFrame(lengths)).axes)
+
+
+def test_planted_curves_draws_each_curve_and_shades_the_expected_side():
+    table = planted()
+    axes = np.array(planted_curves(table.sample(frac=1, random_state=0).sort_values(["change", "measure"], kind="stable")).axes).reshape(3, 2)
+    assert axes[0, 0].get_title() == "copies\nn = 300 queries" and [a.get_ylabel() for a in axes[:, 0]] == ["mean hardness", "trace", "mean margin"]
+    lines = [line for line in axes[1, 1].lines if len(line.get_xdata()) == 3]
+    assert len(lines) == 2 and all(line.get_xdata().tolist() == [0, 0.25, 1] and line.get_ydata().tolist() == [0, -0.2, -0.8] for line in lines)
+    low, high = axes[1, 1].get_ylim()
+    spans = {k: [tuple(sorted((round(p.get_y(), 9), round(p.get_y() + p.get_height(), 9)))) for p in ax.patches] for k, ax in (("down", axes[1, 1]), ("up", axes[2, 1]), ("none", axes[0, 1]))}
+    assert spans["down"] == [(round(low, 9), 0)] and spans["up"] == [(0, round(axes[2, 1].get_ylim()[1], 9))] and spans["none"] == []
+    assert [t.get_text() for t in axes[0, 1].texts] == ["not defined"] # hardness under random is not in the table
+    with pytest.raises(InputError, match="lo = 1.0 is above hi"): planted_curves(table.assign(lo=1.0))

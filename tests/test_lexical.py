@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from eci_sem import lexical
 from eci_sem.collection import InputError
-from eci_sem.lexical import FORMS, IDF, TOKENIZERS, get_tokenizer, lexical_residuality, overlap_rho, term_matrix
+from eci_sem.lexical import FORMS, IDF, TOKENIZERS, Tokenizer, get_tokenizer, lexical_residuality, overlap_rho, term_matrix
 from eci_sem.triples import SCHEMA, Triples
 
 WORD, STEM = get_tokenizer("word"), get_tokenizer("stem")
@@ -69,6 +70,15 @@ def test_tokenizers_by_name():
 @given(st.text(max_size=40))
 @settings(max_examples=100, deadline=None)
 def test_word_agrees_with_its_definition(text): assert WORD([text])[0] == re.findall(r"\w+", text.lower())
+
+
+@given(st.text(st.characters(max_codepoint=127), max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_ascii_takes_a_short_cut_to_the_same_words(text): assert WORD([text])[0] == re.findall(r"\w+", text.lower()) and STEM([text + " ä"])[0] == [*STEM([text])[0], "ä"]
+
+
+def test_every_ascii_character_is_a_word_character_or_not_as_the_definition_has_it():
+    for i in range(128): assert WORD([f"a{chr(i)}B"])[0] == re.findall(r"\w+", f"a{chr(i)}b".lower())
 
 
 # IDF
@@ -239,6 +249,23 @@ def test_term_matrix_grows_or_keeps_its_vocabulary():
     assert many.toarray().tolist() == [[1], [1]] # a count that overflows is a one all the same
 
 
+@given(batch=st.lists(texts | st.text(max_size=12) | st.sampled_from([" a b ", "a", "", " ", "?", "\x00a\x1fb\u2003c"]), max_size=9), grow=st.booleans(), size=st.integers(1, 4), known=st.sets(st.sampled_from("abcx")))
+@settings(max_examples=150, deadline=None)
+def test_terms_split_in_bulk_are_those_of_the_lists(batch, grow, size, known):
+    assert WORD.spaced and not STEM.spaced
+    plain, found = Tokenizer("word", WORD.fingerprint, WORD.split), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lexical, "_BATCH", size) # texts on both sides of a border
+        for tokenizer in (WORD, plain):
+            vocabulary = {t: i for i, t in enumerate(sorted(known))}
+            found.append((vocabulary, term_matrix(batch, tokenizer, vocabulary, grow)))
+    (v, a), (w, b) = found
+    expected = {t: i for i, t in enumerate(dict.fromkeys([*sorted(known), *(t for ts in WORD(batch) for t in ts if grow)]))}
+    assert list(v.items()) == list(w.items()) == list(expected.items()) and a.shape == b.shape == (len(batch), len(expected))
+    assert all((x == y).all() and x.dtype == y.dtype for x, y in ((a.indptr, b.indptr), (a.indices, b.indices), (a.data, b.data)))
+    assert a.toarray().tolist() == [[int(t in terms) for t in expected] for terms in map(set, WORD(batch))] and a.has_canonical_format
+
+
 def random_matrix(rng, rows, columns, density): return sparse.csr_matrix((rng.random((rows, columns)) < density).astype(np.int8))
 
 
@@ -254,6 +281,35 @@ def test_overlap_agrees_with_dense_arithmetic(seed, form, chunk, threads, paired
     found = overlap_rho(q, n, idf, form, i, j, chunk=chunk, threads=threads)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     assert found.tobytes() == overlap_rho(q, n, idf, form, i, j, threads=1).tobytes()
+
+
+@given(seed=st.integers(0, 10_000), form=st.sampled_from(FORMS), chunk=st.integers(1, 50), threads=st.integers(1, 2), table=st.integers(0, 200), paired=st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_passages_that_recur_are_looked_up_with_the_same_bits(seed, form, chunk, threads, table, paired):
+    rng = np.random.default_rng(seed)
+    n, passages, width = int(rng.integers(1, 120)), int(rng.integers(1, 12)), int(rng.integers(1, 25))
+    q, p, idf = random_matrix(rng, n if not paired else 7, width, rng.choice([0, 0.1, 0.6])), random_matrix(rng, passages, width, 0.5), rng.random(width)
+    i, j, used = rng.integers(0, 7, n) if paired else None, rng.integers(0, passages, n), []
+    merged = overlap_rho(q if i is None else q[i], p[j], idf, form) # a row for each pair: nothing recurs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lexical, "_TABLE", table) # from one passage at a time to all in one block
+        look_up = lexical._look_up
+        patch.setattr(lexical, "_look_up", lambda *args: used.append(1) or look_up(*args))
+        found = overlap_rho(q, p, idf, form, i, j, chunk=chunk, threads=threads)
+    assert found.tobytes() == merged.tobytes()
+    terms = q.getnnz(1)[i].sum() if paired else q.nnz
+    assert bool(used) == (form != "none" and 2 * (p.nnz + terms) < terms + p.getnnz(1)[j].sum())
+
+
+def test_a_table_of_few_passages_is_looked_up_and_another_is_merged(monkeypatch):
+    used, look_up = [], lexical._look_up
+    monkeypatch.setattr(lexical, "_look_up", lambda *args: used.append(1) or look_up(*args))
+    rng = np.random.default_rng(0)
+    def text(n): return " ".join(f"w{i}" for i in rng.integers(0, 300, n))
+    passages = [text(40) for _ in range(5)]
+    rows = [dict(query=text(6), positive=text(30), negative=passages[k % 5]) for k in range(40)]
+    rho = lexical_residuality(Triples.from_rows(rows)).rho
+    assert used and lexical_residuality(Triples.from_rows(rows[:4]), IDF.fit([r["positive"] for r in rows], WORD)).rho.tobytes() == rho[:4].tobytes() and len(used) == 1
 
 
 def test_overlap_takes_counts_unsorted_and_explicit_zeros():

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from eci_sem.collection import InputError
-from eci_sem.runs import answer, collect, drop_progress_bars, find_root, inspect_notebook, make_readme, package_hash, plan, profile_names, read_manifest, run, versions
+from eci_sem.results import TABLE_LIMIT
+from eci_sem.runs import answer, collect, drop_progress_bars, estimates, find_root, inspect_notebook, make_readme, package_hash, plan, profile_names, read_manifest, run, versions
 
 GOOD = ["n: int = 3 # rows\nscale: float = 1.0\nseed: int = 0\nout: str = ''", """
 import json, os
@@ -117,6 +118,10 @@ def test_parameters_are_checked_before_the_run(tiny, parameters, match):
     ("cells: [{name: a, notebok: x}]", "unknown key of profile 'wrong', cell 1 'notebok'. Did you mean 'notebook'"),
     ("cels: []\ncells: [{name: a, notebook: x}]", "unknown key of profile 'wrong' 'cels'. Did you mean 'cells'"),
     ("cells: [{name: ../a, notebook: x}]", "name '../a'; it becomes a folder"),
+    ("cells: [{name: a/b/c, notebook: x}]", "name 'a/b/c'; it becomes a folder.* at most one '/'"),
+    ("cells: [{name: a/b, notebook: x}, {name: a, notebook: y}]", "cell 'a/b' lies in the folder of the cell 'a'; rename one"),
+    ("cells: [{name: a, notebook: x, part: 2}]", "cell 1: 'part' is int, expected text"),
+    ("cells: [{name: a, notebook: x, needs: [b]}]", "cell 1: 'needs' is list, expected a mapping"),
     ("cells: [{name: a, notebook: x}, {name: a, notebook: y}]", "two cells have the name 'a'"),
     ("cells: [{name: a, notebook: experiments/none}]", "nbs/experiments/none.ipynb: no such notebook"),
 ])
@@ -126,7 +131,7 @@ def test_profiles_are_checked(tiny, text, match):
 
 
 def test_unknown_names_and_no_checkout(tiny, tmp_path):
-    with pytest.raises(InputError, match=r"unknown profile 'offlin'. Did you mean 'offline'\? Known: offline, smoke. Or give the path of a .yaml file"): plan("offlin")
+    with pytest.raises(InputError, match=r"unknown profile 'offlin'. Did you mean 'offline'\? Known: full, offline, paper, smoke. Or give the path of a .yaml file"): plan("offlin")
     with pytest.raises(InputError, match="nowhere.yaml: no such file"): plan(tmp_path / "nowhere.yaml")
     with pytest.raises(InputError, match="holds no folder nbs: experiments are notebooks of the repository"): find_root(tmp_path / "eci_sem")
     p = make_plan(tiny, "  - {name: alpha, notebook: experiments/good}")
@@ -142,7 +147,7 @@ def test_the_key_follows_what_a_result_depends_on(tiny):
     assert make_plan(tiny, cells % 4).cells[0].key != key
     # a default written out is the same run
     assert make_plan(tiny, cells % 3).cells[0].key == make_plan(tiny, "  - {name: a, notebook: experiments/good.ipynb}").cells[0].key
-    for same in ("_modidx", "runs", "cli"): (tiny / f"eci_sem/{same}.py").write_text("d = 1")
+    for same in ("_modidx", "profiles", "runs", "results", "cli"): (tiny / f"eci_sem/{same}.py").write_text("d = 1")
     (tiny / "eci_sem/data/profiles").mkdir(parents=True); (tiny / "eci_sem/data/profiles/x.yaml").write_text("")
     write_notebook(tiny / "nbs/experiments/good.ipynb", *GOOD, outputs=[dict(output_type="stream", name="stdout", text="hello")])
     assert make_plan(tiny, cells % 2).cells[0].key == key
@@ -245,7 +250,7 @@ def fake_result(root, p, files):
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in {"notebook.ipynb": "{}", **files}.items(): (folder / name).write_text(text)
     sizes = {f.name: dict(sha256="0", bytes=f.stat().st_size) for f in folder.iterdir() if f.name != "manifest.json"}
-    (folder / "manifest.json").write_text(json.dumps(dict(cell="a", profile=p.profile, status="ok", key=p.cells[0].key, notebook="nbs/experiments/good.ipynb", result=None, seconds=1, files=sizes)))
+    (folder / "manifest.json").write_text(json.dumps(dict(cell="a", profile=p.profile, status="ok", key=p.cells[0].key, notebook="nbs/experiments/good.ipynb", parameters=p.cells[0].parameters, result=None, started="2026-01-01", seconds=1, files=sizes)))
     return folder
 
 
@@ -283,8 +288,169 @@ def test_files_that_a_run_no_longer_makes_go_and_other_cells_stay_in_the_index(t
     assert collect(one, "runs", elsewhere) == {} and "| nbs/experiments/good.ipynb |" in (elsewhere / "INDEX.md").read_text() and str(tiny) not in (elsewhere / "INDEX.md").read_text()
 
 
+def test_a_large_table_stays_in_the_run(tiny):
+    p = make_plan(tiny, "  - {name: a, notebook: experiments/good, answers: {fig: Figure 1, big: Table 9}}")
+    text = "n\n" + "1234567\n" * (TABLE_LIMIT // 8 + 1)
+    folder = fake_result(tiny, p, {"big.csv": text, "big.parquet": "PAR1", "big.run.json": "{}", "fig.svg": "x" * (TABLE_LIMIT + 1), "exact.csv": "x" * TABLE_LIMIT})
+    assert collect(p) == {} and sorted(f.name for f in (tiny / "figures/a").iterdir()) == ["big.parquet", "big.run.json", "exact.csv", "fig.svg", "manifest.json"]
+    index, m = (tiny / "figures/INDEX.md").read_text(), read_manifest(tiny / "figures/a")
+    assert "| a/big | csv (2.0 MB, in the run's folder) [parquet](a/big.parquet) [run](a/big.run.json) | Table 9 |" in index and "| a/fig | [svg](a/fig.svg) | Figure 1 |" in index
+    assert set(m["left_in_run"]) == {"big.csv"} and "big.csv" not in m["files"] and m["left_in_run"]["big.csv"]["bytes"] == len(text)
+    # compressed text is looked into as well
+    import pandas as pd
+    pd.DataFrame(dict(n=[1, 2], path=["x", f"{tiny}/data"])).to_parquet(folder / "big.parquet")
+    fake_result(tiny, p, {"big.csv": f"path\n{tiny}/data\n", "fig.svg": "<svg/>"})
+    assert list(collect(p)) == ["a/big.csv", "a/big.parquet"] and not (tiny / "figures/a/big.parquet").exists() and not [line for line in (tiny / "figures/INDEX.md").read_text().splitlines() if "big.csv" in line or "big.parquet" in line]
+
+
 def test_answers():
-    assert answer("Table 1", "x.csv") == "Table 1" and answer({"table*": "T"}, "table1.csv") == "T" and answer({"fig": "F"}, "fig.svg") == "F" and answer({"fig": "F"}, "table.csv") == "not known"
+    assert answer("Table 1", "x.csv") == "Table 1" and answer({"table*": "T"}, "table1.csv") == "T" and answer({"fig": "F"}, "fig.svg") == "F" and answer({"fig": "F"}, "table.csv") == "not known" and answer({"fig": "F"}, "fig.run.json") == answer({"fig": "F"}, "more/fig.csv") == "F"
+
+
+# cells that need others, parts, data that are elsewhere
+
+ADD = ["tables: list[str] = []\nseed: int = 0\nout: str = ''", """
+from pathlib import Path
+rows = [line for folder in tables for table in sorted(Path(folder).glob("*.csv")) for line in table.read_text().splitlines()[1:]]
+Path(out, "sum.csv").write_text("\\n".join([str(len(tables)), *rows]))
+Path(out, "seen.txt").write_text(" ".join(tables))"""]
+CHAIN = """
+  - {name: last, notebook: experiments/add, needs: {tables: [sum]}, part: two}
+  - {name: sum, notebook: experiments/add, needs: {tables: ["in/*"]}, part: two}
+  - {name: in/b, notebook: experiments/good, parameters: {n: %d}, part: one}
+  - {name: in/a, notebook: experiments/good, parameters: {n: 1, scale: 2.0}, part: one}
+  - {name: alone, notebook: experiments/good, parameters: {n: 5}, part: one}
+"""
+
+
+@pytest.fixture
+def chain(tiny):
+    write_notebook(tiny / "nbs/experiments/add.ipynb", *ADD)
+    return tiny
+
+
+@pytest.mark.parametrize("needs, match", [
+    ("{tables: [good, nowhere]}", "unknown cell under 'needs' in profile 'small', cell 'a': 'nowhere'. Known: a, good"),
+    ("{tables: [\"x*\"]}", "unknown cell under 'needs' in profile 'small', cell 'a': 'x\\*'"),
+    ("{table: [good]}", "unknown parameter of nbs/experiments/add.ipynb under 'needs' in profile 'small', cell 'a': 'table'. Did you mean 'tables'"),
+    ("{seed: [good]}", "'needs' gives folders to the parameter 'seed', which is int in nbs/experiments/add.ipynb; expected list\\[str\\]"),
+    ("{tables: good}", "'needs' of 'tables' is 'good', expected a list of names"),
+    ("{tables: []}", "'needs' of 'tables' is \\[\\], expected a list of names"),
+    ("{tables: [1]}", "'needs' of 'tables' is \\[1\\], expected a list of names"),
+    ("{tables: [\"*\"]}", "cells need each other in a circle: a -> a; take one of the needs out"),
+    ("{tables: [good]}, parameters: {tables: [x]}", "'tables' stands under 'needs' and under 'parameters'"),
+])
+def test_needs_are_checked_before_the_run(chain, needs, match):
+    with pytest.raises(InputError, match=match): make_plan(chain, f"  - {{name: a, notebook: experiments/add, needs: {needs}}}\n  - {{name: good, notebook: experiments/good}}")
+
+
+def test_a_circle_is_named(chain):
+    cells = "".join(f"  - {{name: {a}, notebook: experiments/add, needs: {{tables: [{b}]}}}}\n" for a, b in ("xa", "ab", "bc", "ca"))
+    with pytest.raises(InputError, match="profile 'small': cells need each other in a circle: a -> b -> c -> a; take"): make_plan(chain, cells)
+
+
+def test_the_key_follows_the_keys_of_what_is_needed(chain):
+    keys = {c.name: c.key for c in make_plan(chain, CHAIN % 2).cells}
+    other = {c.name: c.key for c in make_plan(chain, CHAIN % 3).cells}
+    assert {n for n in keys if keys[n] != other[n]} == {"in/b", "sum", "last"} and list(keys) == ["last", "sum", "in/b", "in/a", "alone"]
+    # what is needed counts, not only what it is called
+    without = {c.name: c.key for c in make_plan(chain, (CHAIN % 2).replace('["in/*"]', "[in/a]")).cells}
+    assert without["sum"] != keys["sum"] and without["in/a"] == keys["in/a"]
+
+
+def test_what_is_needed_runs_first_and_hands_over_its_folder(chain):
+    p = make_plan(chain, CHAIN % 2)
+    assert [o.cell for o in run(p, only="sum", dry_run=True).outcomes] == ["sum", "in/b", "in/a"]
+    report = run(p, only="sum", jobs=2, figures_dir="figures")
+    assert {o.cell: o.state for o in report.outcomes} == {"sum": "finished", "in/b": "finished", "in/a": "finished"} and report.exit_status == 0
+    # both folders, relative to the checkout, in the order of the profile
+    folder = chain / "runs/small" / p["sum"].folder
+    assert (folder / "seen.txt").read_text() == f"runs/small/{p['in/b'].folder} runs/small/{p['in/a'].folder}" and (folder / "sum.csv").read_text().splitlines() == ["2", "0,0.0", "1,1.0", "0,0.0"]
+    m = read_manifest(folder)
+    assert m["needs"] == {"tables": [p["in/b"].folder, p["in/a"].folder]} and m["parameters"] == {"seed": 0}
+    assert (chain / "figures/in/b/table.csv").exists() and (chain / "figures/sum/sum.csv").exists() and "| in/b/table | [csv](in/b/table.csv) |" in (chain / "figures/INDEX.md").read_text()
+    # what is finished is not run again, with its needs or without them
+    assert [(o.cell, o.state) for o in run(p, only=["sum"]).outcomes] == [("sum", "kept")]
+    import shutil
+    shutil.rmtree(chain / "runs/small/in")
+    assert [(o.cell, o.state) for o in run(p, only=["sum"]).outcomes] == [("sum", "kept")]
+    assert {o.cell: o.state for o in run(p, only=["last"], dry_run=True).outcomes} == {"last": "to run", "sum": "kept"}
+
+
+def test_parts_and_patterns(chain):
+    p = make_plan(chain, CHAIN % 2)
+    def would(**how): return [o.cell for o in run(p, dry_run=True, **how).outcomes]
+    assert would(part="one") == ["in/b", "in/a", "alone"] and would(only=["in/*"]) == ["in/b", "in/a"] and would(only=["*a", "alone"]) == ["in/a", "alone"]
+    assert would(part="one", only=["a*", "last"]) == ["alone"]
+    assert would(part="two") == ["last", "sum", "in/b", "in/a"] # and what it needs
+    with pytest.raises(InputError, match="unknown part of profile 'small' 'tow'. Did you mean 'two'\\? Known: one, two"): run(p, part="tow")
+    with pytest.raises(InputError, match="no cell that 'only' names is in part 'one'"): run(p, part="one", only="last")
+    with pytest.raises(InputError, match="unknown cell of profile 'small' 'out/\\*'"): run(p, only=["in/*", "out/*"])
+    with pytest.raises(InputError, match="profile 'small' has no parts"): run(make_plan(chain, "  - {name: a, notebook: experiments/good}"), part="one")
+    assert not (chain / "runs").exists()
+
+
+def test_what_needs_a_failed_cell_is_blocked_and_all_else_runs(chain):
+    write_notebook(chain / "nbs/experiments/broken.ipynb", "n: int = 1\nout: str = ''", "from pathlib import Path\nassert Path('repaired').exists(), 'not yet'\nPath(out, 'table.csv').write_text('n\\n7')")
+    p = make_plan(chain, (CHAIN % 2).replace("{name: in/b, notebook: experiments/good, parameters: {n: 2}", "{name: in/b, notebook: experiments/broken"))
+    report = run(p)
+    assert {o.cell: o.state for o in report.outcomes} == {"last": "blocked", "sum": "blocked", "in/b": "failed", "in/a": "finished", "alone": "finished"} and report.exit_status == 1
+    text = repr(report)
+    assert "failed: in/b: AssertionError: not yet" in text and f"its notebook up to the error: {p['in/b'].folder}.failed/notebook.ipynb" in text and (chain / "runs/small" / f"{p['in/b'].folder}.failed/notebook.ipynb").exists()
+    assert "blocked: sum: it needs in/b, which failed" in text and "blocked: last: it needs sum, which is blocked" in text
+    assert not [f for f in (chain / "runs/small").iterdir() if f.name.startswith(("sum", "last"))]
+    # not tried again on request, and the status still tells
+    kept = run(p, retry_failed=False, only="last")
+    assert {o.cell: o.state for o in kept.outcomes} == {"last": "blocked", "sum": "blocked", "in/b": "failed", "in/a": "kept"} and kept.exit_status == 1 and len(kept.blocked) == 2
+    assert {o.cell: o.state for o in run(p, retry_failed=False, only="last", dry_run=True).outcomes}["sum"] == "blocked"
+    assert {o.cell: o.state for o in run(p, dry_run=True).outcomes}["sum"] == "to run"
+    (chain / "repaired").write_text("")
+    again = run(p)
+    assert {o.cell: o.state for o in again.outcomes} == {"last": "finished", "sum": "finished", "in/b": "finished", "in/a": "kept", "alone": "kept"} and again.exit_status == 0
+
+
+def test_a_cell_without_its_data_is_left_out(chain):
+    cells = (CHAIN % 2).replace("{name: in/b,", "{name: in/b, data: ../elsewhere,") + "  - {name: only-b, notebook: experiments/add, needs: {tables: [in/b]}}\n"
+    p = make_plan(chain, cells)
+    assert [c.name for c in p.cells] == ["last", "sum", "in/a", "alone"] and p["sum"].needed == ["in/a"]
+    why = {"in/b": "its data are not here (no folder ../elsewhere, seen from the checkout)", "only-b": "what it needs is left out (in/b)"}
+    assert p.left_out == why and all(f"left out: {n}: {w}" in text for n, w in why.items() for text in (repr(p), repr(run(p, dry_run=True))))
+    with pytest.raises(InputError, match="cell 'in/b' of profile 'small' can't run here: its data are not here"): run(p, only="in/b")
+    with pytest.raises(InputError, match="none of the cells of profile 'small' that fit only\\* can run here; only-b: what it needs is left out"): run(p, only="only*")
+    assert [o.cell for o in run(p, only="in/*", dry_run=True).outcomes] == ["in/a"]
+    with pytest.raises(InputError, match="profile 'small': no cell can run here; in/b: its data are not here"): make_plan(chain, "  - {name: in/b, notebook: experiments/good, data: ../elsewhere}")
+    elsewhere = chain.parent / "elsewhere"
+    elsewhere.mkdir()
+    try: assert make_plan(chain, cells)["sum"].key != p["sum"].key and not make_plan(chain, cells).left_out
+    finally: elsewhere.rmdir()
+
+
+# what it would cost
+
+def test_estimates(tiny, monkeypatch):
+    import types
+    write_notebook(tiny / "nbs/experiments/transfer.ipynb", "queries: int = 10\nrate: float = 1.0\nout: str = ''")
+    p = make_plan(tiny, "  - {name: a, notebook: experiments/good, parameters: {n: 2}}\n  - {name: b, notebook: experiments/good, parameters: {n: 2, scale: 3.0}}\n  - {name: t/big, notebook: experiments/transfer, parameters: {queries: 5000}}\n  - {name: t/odd, notebook: experiments/transfer}\n")
+    def estimate(parameters):
+        if parameters["queries"] == 10: raise InputError("no such collection")
+        return dict(encodes=1000 * parameters["queries"], steps=777, hours=12.5, runs=3)
+    monkeypatch.setitem(sys.modules, "eci_sem.transfer", types.SimpleNamespace(estimate=estimate))
+    folder = fake_result(tiny, p, {"table.csv": "1"})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    found = {e.cell: e[1:] for e in estimates(p)}
+    assert found == {"a": (None, None, manifest["seconds"] / 3600, "earlier run (runs)"), "b": (None, None, None, ""), "t/big": (5_000_000, 777, 12.5, "estimate"), "t/odd": (None, None, None, "")}
+    # a run from before the notebook had the parameter, which is at its default now; a later run counts for more
+    old = {**manifest, "parameters": {k: v for k, v in manifest["parameters"].items() if k != "scale"}, "seconds": 7200.0}
+    (tiny / "figures/a").mkdir(parents=True); (tiny / "figures/a/manifest.json").write_text(json.dumps(old)); (folder / "manifest.json").unlink()
+    assert {e.cell: (e.hours, e.basis) for e in estimates(p, only=["a", "b"])} == {"a": (2.0, "earlier run (figures)"), "b": (None, "")}
+    lines = repr(run(p, dry_run=True)).splitlines()
+    assert lines[1].split() == ["cell", "state", "encodes", "steps", "hours", "from"] and lines[2].split() == ["a", "to", "run", "-", "-", "2.0", "earlier", "run", "(figures)"]
+    assert lines[4].split() == ["t/big", "to", "run", "5,000,000", "777", "12.5", "estimate"] and lines[6].split() == ["total", "5,000,000", "777", "14.5", "without", "2", "of", "unknown", "length"]
+    for cell, started, seconds in (("b1", "2026-02-01", 3600), ("b2", "2026-03-01", 1800), ("b0", "2026-01-01", 60)): # of several runs the last one
+        (tiny / "runs/x" / cell).mkdir(parents=True); (tiny / "runs/x" / cell / "manifest.json").write_text(json.dumps({**manifest, "parameters": {**p["b"].parameters}, "started": started, "seconds": seconds}))
+    assert {e.cell: e.hours for e in estimates(p)}["b"] == 0.5
+    monkeypatch.setitem(sys.modules, "eci_sem.transfer", None) # the import fails
+    assert {e.cell: e.hours for e in estimates(p)}["t/big"] is None
 
 
 # a kill in the middle
@@ -338,6 +504,52 @@ def test_a_killed_run_resumes_and_gives_the_same_tables(tiny):
     assert straight.exit_status == 0
 
 
+# fills the embedding cache as an encoder does, only that the vectors are made up
+WORK = ["rows: int = 400\nseed: int = 0\ntables: list[str] = []\nout: str = ''", """
+import hashlib, time
+import numpy as np
+import pandas as pd
+from eci_sem.collection import cache_dir
+from eci_sem.encoders import EmbeddingCache
+from eci_sem.tables import save_table
+store = EmbeddingCache(cache_dir() / "made-up", 8)
+keys = [hashlib.sha256(f"{seed} {i}".encode()).digest()[:16] for i in range(rows)]
+for start in range(0, rows, 20):
+    missing = [k for k, found in zip(keys[start:start + 20], store.get(keys[start:start + 20])[1]) if not found]
+    if missing: time.sleep(0.1); store.put(missing, np.array([np.frombuffer(k, np.uint16) for k in missing], np.float32))
+vectors, found = store.get(keys)
+total = sum(pd.read_csv(f"{folder}/table.csv")["x"].sum() for folder in tables)
+save_table(pd.DataFrame(dict(x=vectors[:, 0] + total)), "table", out, dict(parameters=dict(rows=rows, seed=seed)))
+assert found.all()"""]
+
+
+def test_two_kills_change_nothing(tmp_path):
+    "What benchmarks/kills.py does with the profile smoke, in small: two cells that fill the embedding cache, one in need of the other."
+    root = make_root(tmp_path / "root")
+    write_notebook(root / "nbs/experiments/work.ipynb", *WORK)
+    (tmp_path / "kills.yaml").write_text("cells:\n  - {name: sum, notebook: experiments/work, parameters: {rows: 200}, needs: {tables: [first]}}\n  - {name: first, notebook: experiments/work}\n")
+    script = Path(__file__).resolve().parents[1] / "benchmarks/kills.py"
+    result = subprocess.run([sys.executable, script, "--profile", tmp_path / "kills.yaml", "--root", root, "--kills", "2", "--seed", "1"], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "kill 2 of 2" in result.stdout and "4 tables of 2 cells are those of the undisturbed run" in result.stdout and "PASS  2 kills" in result.stdout
+
+
+def test_a_result_gets_its_name_at_once_or_not_at_all(tiny, monkeypatch):
+    p = make_plan(tiny, "  - {name: in/a, notebook: experiments/good}")
+    stale = tiny / "runs/small/in/.a-123456789012.xyz.part"
+    (tiny / "runs/small/.b-123456789012.xyz.part").mkdir(parents=True); stale.mkdir(parents=True)
+    replace = os.replace
+    def no_folders(source, target):
+        if Path(source).is_dir(): raise OSError(5, "Input/output error")
+        replace(source, target)
+    with monkeypatch.context() as m:
+        m.setattr(os, "replace", no_folders)
+        assert run(p)["in/a"].error == "OSError: Input/output error"
+    # neither the result nor what earlier runs left half done
+    assert sorted(f.relative_to(tiny / "runs/small").as_posix() for f in (tiny / "runs/small").rglob("*")) == [".lock", "in"]
+    assert run(p)["in/a"].state == "finished"
+
+
 def test_ctrl_c_ends_the_children_and_leaves_nothing_half_done(tiny):
     write_notebook(tiny / "nbs/experiments/slow.ipynb", *SLOW)
     p = make_plan(tiny, "  - {name: slow, notebook: experiments/slow}\n  - {name: after, notebook: experiments/good}\n")
@@ -383,5 +595,5 @@ def test_dead_progress_bars_are_taken_out(tiny):
 # the project's own
 
 def test_the_projects_profiles_fit_its_notebooks(root):
-    assert {"offline", "smoke"} <= set(profile_names())
-    for name in profile_names(): plan(name, root=root)
+    assert {"full", "offline", "paper", "smoke"} <= set(profile_names())
+    for name in profile_names(): assert plan(name, root=root).about, "the first line says what a profile is for; eci-sem reproduce --help shows it"
