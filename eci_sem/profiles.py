@@ -123,7 +123,7 @@ def find_root(
 def package_hash(
     root: str | Path, # A checkout; without eci_sem/ in it, the installed package counts
 ) -> str: # Hexadecimal digest
-    "SHA-256 over the package's sources and data, but for profiles, runner and command line: it changes when a result might. [ours]"
+    "SHA-256 over the package's sources and data, but for profiles, runner, command line and what results are told by: it changes when a result might. [ours]"
     folder = Path(root) / "eci_sem"
     if not folder.is_dir():
         import eci_sem
@@ -131,7 +131,7 @@ def package_hash(
     h = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or "__pycache__" in name or name in ("_modidx.py", "profiles.py", "runs.py", "results.py", "cli.py") or name.startswith("data/profiles/"): continue
+        if not path.is_file() or "__pycache__" in name or name in ("_modidx.py", "profiles.py", "runs.py", "results.py", "cli.py", "verdicts.py", "data/recommendation.json") or name.startswith("data/profiles/"): continue
         h.update(bytes.fromhex(sha256_text(name, hashlib.sha256(path.read_bytes()).hexdigest())))
     return h.hexdigest()
 

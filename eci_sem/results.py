@@ -50,7 +50,7 @@ def file_sha256(
 
 # %% ../nbs/10a_results.ipynb #e0a330cf
 KEPT = (".png", ".svg", ".csv", ".parquet", ".json", ".tex")
-TABLE_LIMIT = 2_000_000 # bytes of a table that is copied
+TABLE_LIMIT = 5_000_000 # bytes of a table that is copied
 
 def _machine_path(text: str, root: Path) -> str | None:
     homes = {str(p) for p in (root, Path.home()) if len(p.parts) > 1}

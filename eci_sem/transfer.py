@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METRICS', 'NO_NEGATIVE', 'UNTRAINED', 'RECIPES', 'RATES', 'BEIR_SIZES', 'Recipe', 'recipe_for', 'mine_depths',
            'TrainingData', 'training_data', 'batches', 'training_rows', 'compact_static', 'fine_tune', 'encode_with',
-           'evaluate', 'Evaluation', 'Runner', 'gather', 'score_cube', 'transfer_draws', 'summarise',
-           'named_collection', 'estimate']
+           'evaluate', 'Evaluation', 'Runner', 'gather', 'score_cube', 'transfer_draws', 'summarise', 'TransferResult',
+           'read_transfer', 'named_collection', 'estimate']
 
 # %% ../nbs/07_transfer.ipynb #437ca30d
 import copy
@@ -441,7 +441,7 @@ class Runner:
             if (source, seed) not in facts.index: continue
             row, key = facts.loc[(source, seed)], self.key(source, seed)
             if row.get("key") != key or (self.store / f"{key}.parquet").exists(): continue
-            if table is None: table = pd.read_parquet(scores).astype({"source": str, "dataset": str, "query_id": str, **{m: float for m in METRICS}}).set_index(["source", "seed"]).sort_index()
+            if table is None: table = _scores(Path(folder)).set_index(["source", "seed"]).sort_index()
             # in the order in which a run leaves them: by test collection, then as evaluated
             found = table.loc[[(source, seed)]].reset_index(drop=True)[["dataset", "query_id", *METRICS]]
             attrs = {k: None if pd.isna(row[k]) else float(row[k]) if k != "steps" else int(row[k]) for k in ("steps", "loss", "seconds") if k in row}
@@ -521,6 +521,43 @@ def summarise(
                 lo, hi = q(resample_counts(len(x), resamples, seed) @ x / len(x))
                 rows.append(dict(dataset=dataset, metric=metric, source=UNTRAINED, value=x.mean(), lo=lo, hi=hi, gain=x.mean() - means[baseline], gain_lo=np.nan, gain_hi=np.nan, seeds=0, queries=len(x), seed_sd=np.nan))
     return pd.DataFrame(rows)
+
+# %% ../nbs/07_transfer.ipynb #3f0b4b64
+class TransferResult(NamedTuple):
+    "One target and training collection: what was run, and the scores of every test query."
+    parameters: dict[str, Any] # Of the notebook `transfer`
+    table: "pd.DataFrame" # As from `gather`, without the untrained encoder
+
+def _scores(folder: Path) -> "pd.DataFrame":
+    import pandas as pd
+    return pd.read_parquet(folder / "scores.parquet", columns=["source", "seed", "dataset", "query_id", *METRICS]).astype({"source": str, "seed": int, "dataset": str, "query_id": str, **{m: float for m in METRICS}})
+
+_SAME = ("train_split", "methods", "depths", "hybrids", "seeds", "train_queries", "recipe", "seed") # what makes two trainings one
+
+def read_transfer(
+    folders: Iterable[str | Path], # Result folders of the notebook `transfer`: result.json and scores.parquet
+) -> list[TransferResult]: # One per target and training collection; folders where nothing was trained are left out
+    "Read results; those of one training, tested on different collections, become one. Raises `InputError`. [ours]"
+    import pandas as pd
+    found: dict[tuple[str, str], list[tuple[Path, dict, "pd.DataFrame"]]] = {}
+    for folder in map(Path, folders):
+        try: p = json.loads((folder / "result.json").read_text(encoding="utf-8"))["parameters"]
+        except (OSError, ValueError, KeyError): raise InputError(f"{folder.name}: no result.json with parameters there; expected a result folder of the notebook transfer.") from None
+        if not p["seeds"]: continue
+        table = _scores(folder)
+        found.setdefault((p["encoder"], p["collection"]), []).append((folder, p, table[table["source"] != UNTRAINED]))
+    results = []
+    for (encoder, collection), parts in found.items():
+        seen: set[str] = set()
+        for folder, p, table in parts:
+            other = next((k for k in _SAME if p.get(k) != parts[0][1].get(k)), None)
+            if other: raise InputError(f"{folder.name} and {parts[0][0].name} train {encoder} on {Path(collection).name} with another {other} ({p.get(other)!r} and {parts[0][1].get(other)!r}): leave one of them out.")
+            if twice := seen & set(table["dataset"]): raise InputError(f"{folder.name}: dataset {min(twice)!r} is in another result of {encoder} on {Path(collection).name} too; leave one of them out.")
+            seen |= set(table["dataset"])
+        results.append(TransferResult(parts[0][1], pd.concat([t for *_, t in parts], ignore_index=True)))
+    if not results: raise InputError("none of the result folders holds a training: give folders of the notebook transfer that were run with seeds of at least 1.")
+    return results
+
 
 # %% ../nbs/07_transfer.ipynb #67dc73e9
 # texts encoded and triples trained a second; rough, measured on 2 CPU cores, or assumed for a data-centre GPU

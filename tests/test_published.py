@@ -180,7 +180,7 @@ def test_notebook_runs_and_writes(tmp_path):
     done = pm.execute_notebook(notebook, tmp_path / "done.ipynb", parameters=dict(out=str(tmp_path / "out"), matrices=20, dim=5), kernel_name="python3", progress_bar=False)
     assert sum("parameters" in c.metadata.get("tags", []) for c in done.cells) == 1
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"published_scores.png", "published_scores.svg", "published_scores.csv", "published_scores.json", *(f"published_{n}.csv" for n in ("per_dim", "hybrids", "triangle", "metric", "eci_v1"))}
+    assert names == {"published_scores.png", "published_scores.svg", "published_scores.csv", "published_scores.json", *(f"published_{n}.{kind}" for n in ("per_dim", "hybrids", "triangle", "metric", "eci_v1") for kind in ("csv", "parquet", "run.json"))}
     record = json.loads((tmp_path / "out" / "published_scores.json").read_text())
     assert record["meta"]["parameters"] == dict(seed=0, matrices=20, dim=5)
     shown = " ".join("".join(o["data"].get("text/markdown", "")) for c in done.cells for o in c.get("outputs", []) if "data" in o)

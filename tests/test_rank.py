@@ -479,3 +479,25 @@ def test_queries_without_tokens_and_the_marks_are_said():
     assert "1 queries have no token for the tokenizer: rho = 1 for them." in notes
     assert "ECI_sem: names of the factors [paper], their forms [ours]. ECI_net: [ours]." in notes
     assert not any("no token" in n for n in rank_sources(made(queries=6), Stub(), resamples=50).notes)
+
+
+# --- the recommended score comes first
+
+def advice(monkeypatch, **a): monkeypatch.setattr("eci_sem.rank.recommendation", lambda: a or None)
+
+def test_the_recommended_score_comes_first_and_the_other_stands_beside_it(monkeypatch):
+    t, encoder = made(), Stub()
+    advice(monkeypatch)
+    plain = rank_sources(t, encoder, resamples=20)
+    assert plain.metrics == ["eci_sem", "eci_net"] and not any("Recommended" in n for n in plain.notes)
+    advice(monkeypatch, score="ECI_net", text="Recommended: **ECI_net**. Evidence.")
+    net = rank_sources(t, encoder, resamples=20)
+    assert net.metrics == ["eci_net", "eci_sem"] and net.provenance["order"] == "eci_net" and "Recommended: ECI_net. Evidence." in net.notes and "Recommended: ECI_net" in repr(net)
+    head = next(line for line in repr(net).splitlines() if line.startswith("source "))
+    assert head.index("ECI_net") < head.index("ECI_sem")
+    for kind, part in net.table.groupby("kind"): assert part["net_value"].is_monotonic_decreasing
+    for c in ("value", "net_value", "rank", "net_rank"): assert net.table[c].equals(plain.table[c].loc[net.table.index])
+    assert rank_sources(t, encoder, resamples=20, order="eci_sem").table.equals(plain.table)
+    # a score that isn't wanted can't come first
+    assert rank_sources(t, encoder, resamples=20, metrics="eci_sem").metrics == ["eci_sem"]
+    with pytest.raises(InputError, match="unknown metric to order by: 'eci_nett'"): rank_sources(t, encoder, order="eci_nett")

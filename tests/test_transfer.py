@@ -329,3 +329,26 @@ def test_runs_are_taken_over_by_their_key_alone(tmp_path):
     by = lambda t: t.sort_values(["dataset", "query_id"], ignore_index=True)
     assert by(got).equals(by(runs["llm", 0])) and got.attrs["steps"] == runs["llm", 0].attrs["steps"]
     with pytest.raises(InputError, match="no runs.parquet and scores.parquet there"): other.adopt(tmp_path, ["none"], [0])
+
+# --- results of the notebook
+
+def result(folder, encoder="glove", collection="docstrings", datasets=("a",), seeds=2, **changes):
+    folder.mkdir()
+    p = dict(encoder=encoder, collection=collection, train_split="train", methods=["bm25"], depths=[1], hybrids=[], seeds=seeds, train_queries=0, recipe={"epochs": 1}, seed=0, **changes)
+    (folder / "result.json").write_text(json.dumps(dict(parameters=p)))
+    rows = [dict(source=s, seed=k, dataset=d, query_id=str(q), **{m: (q + k) / 10 for m in tr.METRICS}, run_seed=0) for s in (tr.UNTRAINED, "none", "bm25@1") for k in range(seeds) for d in datasets for q in range(3)]
+    pd.DataFrame(rows, columns=["source", "seed", "dataset", "query_id", *tr.METRICS, "run_seed"]).to_parquet(folder / "scores.parquet")
+    return folder
+
+def test_results_of_one_training_become_one(tmp_path):
+    folders = [result(tmp_path / "a"), result(tmp_path / "b", datasets=("b", "c")), result(tmp_path / "m", encoder="minilm"), result(tmp_path / "zero", encoder="minilm", collection="scifact", seeds=0)]
+    glove, minilm = tr.read_transfer(folders)
+    assert glove.parameters["encoder"] == "glove" and set(glove.table["dataset"]) == {"a", "b", "c"} and set(minilm.table["dataset"]) == {"a"}
+    assert set(glove.table["source"]) == {"none", "bm25@1"} and len(glove.table) == 2 * 2 * 3 * 3 and "run_seed" not in glove.table
+
+def test_results_that_do_not_fit_together_are_refused(tmp_path):
+    a = result(tmp_path / "a")
+    with pytest.raises(InputError, match="dataset 'a' is in another result of glove on docstrings too"): tr.read_transfer([a, result(tmp_path / "b")])
+    with pytest.raises(InputError, match=r"c and a train glove on docstrings with another seeds \(3 and 2\)"): tr.read_transfer([a, result(tmp_path / "c", datasets=("b",), seeds=3)])
+    with pytest.raises(InputError, match="none of the result folders holds a training"): tr.read_transfer([result(tmp_path / "zero", seeds=0)])
+    with pytest.raises(InputError, match="nowhere: no result.json with parameters there"): tr.read_transfer([tmp_path / "nowhere"])
