@@ -233,7 +233,10 @@ def fine_tune(
     save_steps: int = 500, # Steps between two checkpoints
 ) -> dict[str, float]: # steps, loss (mean over the run), seconds
     "Train with sentence-transformers' trainer and the contrastive loss. Raises `InputError`. [name paper, recipe ours]"
-    from datasets import Dataset, disable_progress_bars
+    try:
+        import accelerate # noqa: F401, the trainer asks for it late
+        from datasets import Dataset, disable_progress_bars
+    except ImportError as e: raise InputError(f"training needs the package {e.name}, which is not installed: pip install 'eci_sem[train]'.") from None
     from sentence_transformers import SentenceTransformerTrainingArguments
     from transformers.trainer_utils import get_last_checkpoint
     if len(rows) != sum(sizes) or not len(rows): raise InputError(f"{len(rows):,} rows and batches of {sum(sizes):,}: expected the same number, and at least one.")

@@ -352,3 +352,10 @@ def test_results_that_do_not_fit_together_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"c and a train glove on docstrings with another seeds \(3 and 2\)"): tr.read_transfer([a, result(tmp_path / "c", datasets=("b",), seeds=3)])
     with pytest.raises(InputError, match="none of the result folders holds a training"): tr.read_transfer([result(tmp_path / "zero", seeds=0)])
     with pytest.raises(InputError, match="nowhere: no result.json with parameters there"): tr.read_transfer([tmp_path / "nowhere"])
+
+@pytest.mark.parametrize("package", ["datasets", "accelerate"])
+def test_a_missing_package_is_named_before_training(monkeypatch, package):
+    import sys
+    model = static_model()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"training needs the package {package}, which is not installed: pip install 'eci_sem\[train\]'"): tr.fine_tune(model, [dict(anchor="w1", positive="w2")] * 2, [2], tr.Recipe(batch_size=2))
