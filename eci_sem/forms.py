@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'Form', 'FormScores', 'score_forms', 'agree', 'reachable_taus', 'pooled', 'Frozen', 'load_frozen', 'freeze',
-           'recommend']
+           'departures', 'recommend']
 
 # %% ../nbs/07a_forms.ipynb #cf363b28
 from collections.abc import Mapping, Sequence
@@ -167,6 +167,12 @@ def score_forms(
     return FormScores(pd.DataFrame(rows), draws, provenance)
 
 # %% ../nbs/07a_forms.ipynb #55954a2d
+def _defined(value: "pd.Series", sources: Sequence[str]) -> tuple[list[str], bool]:
+    "The sources that the score speaks of, and whether it has a value for each, and two at least."
+    asked = [s for s in sources if s in value.index]
+    kept = [s for s in asked if np.isfinite(value[s])]
+    return kept, len(kept) == len(asked) >= 2
+
 def agree(
     value: "pd.Series", # A score by source; nan where it is not defined
     draws: "pd.DataFrame", # Its draws, resamples x sources
@@ -177,19 +183,22 @@ def agree(
 ) -> dict[str, float]: # tau, lo, hi, spearman, ..., top1, top1_share, regret, regret_lo, regret_hi, sources, chosen, best
     "How far a training-free score foresees the order after training. Raises `InputError`. [ours]"
     from eci_sem.rank import agreement
-    kept = [s for s in sources if s in value.index and np.isfinite(value[s])]
+    kept, defined = _defined(value, sources)
     missing = [s for s in kept if s not in down.index]
     if missing: raise InputError(f"source {missing[0]!r} was scored but not trained on; found {', '.join(down.index)}.")
-    if len(kept) < 2: return dict(tau=np.nan, lo=np.nan, hi=np.nan, spearman=np.nan, spearman_lo=np.nan, spearman_hi=np.nan, top1=np.nan, top1_share=np.nan, regret=np.nan, regret_lo=np.nan, regret_hi=np.nan, sources=len(kept), chosen="", best="")
+    if not defined: return dict(tau=np.nan, lo=np.nan, hi=np.nan, spearman=np.nan, spearman_lo=np.nan, spearman_hi=np.nan, top1=np.nan, top1_share=np.nan, regret=np.nan, regret_lo=np.nan, regret_hi=np.nan, sources=len(kept), chosen="", best="")
     n = min(len(draws), len(down_draws))
-    A, B = draws[kept].to_numpy()[:n], down_draws[kept].to_numpy()[:n]
+    # the best is the best of all that were trained, whether the score has a value for it or not
+    whole = [*kept, *(s for s in sources if s not in kept and s in down.index)]
+    A, B = np.vstack([value[kept].to_numpy(float), draws[kept].to_numpy()[:n]]), np.vstack([down[whole].to_numpy(float), down_draws[whole].to_numpy()[:n]])
     A = np.where(np.isfinite(A), A, -np.inf) # a score that a resample leaves undefined chooses nothing
+    first = A == A.max(1, keepdims=True)
+    of_first = lambda x: (x[:, :len(kept)] * first).sum(1) / first.sum(1)
+    lost, top1 = B.max(1) - of_first(B), of_first(B == B.max(1, keepdims=True))
     found = agreement(value[kept].to_dict(), down[kept].to_dict(), draws_a=draws[kept].iloc[:n].fillna(draws[kept].min().min()), draws_b=down_draws[kept].iloc[:n], alpha=alpha)
-    chosen, best = value[kept].idxmax(), down[kept].idxmax()
-    lost = B.max(1) - B[np.arange(n), A.argmax(1)]
-    lo, hi = np.quantile(lost, [alpha / 2, 1 - alpha / 2])
-    return dict(tau=found.kendall, lo=found.kendall_lo, hi=found.kendall_hi, spearman=found.spearman, spearman_lo=found.spearman_lo, spearman_hi=found.spearman_hi, top1=float(found.top1), top1_share=found.top1_share,
-        regret=float(down[best] - down[chosen]), regret_lo=float(lo), regret_hi=float(hi), sources=len(kept), chosen=chosen, best=best)
+    lo, hi = np.quantile(lost[1:], [alpha / 2, 1 - alpha / 2])
+    return dict(tau=found.kendall, lo=found.kendall_lo, hi=found.kendall_hi, spearman=found.spearman, spearman_lo=found.spearman_lo, spearman_hi=found.spearman_hi, top1=float(top1[0]), top1_share=float(top1[1:].mean()),
+        regret=float(lost[0]), regret_lo=float(lo), regret_hi=float(hi), sources=len(kept), chosen=" = ".join(s for s, f in zip(kept, first[0]) if f), best=down[whole].idxmax())
 
 def reachable_taus(
     n: int, # Sources without ties
@@ -202,8 +211,8 @@ def reachable_taus(
 # %% ../nbs/07a_forms.ipynb #57232bea
 def _taus(value: "pd.Series", draws: "pd.DataFrame", down: "pd.Series", down_draws: "pd.DataFrame", sources: Sequence[str]) -> tuple[float, np.ndarray]:
     from eci_sem.rank import _correlations
-    kept = [s for s in sources if s in value.index and np.isfinite(value[s])]
-    if len(kept) < 2: return np.nan, np.full(len(draws), np.nan)
+    kept, defined = _defined(value, sources)
+    if not defined: return np.nan, np.full(len(draws), np.nan)
     n = min(len(draws), len(down_draws))
     a, b = draws[kept].fillna(draws[kept].min().min()).to_numpy()[:n], down_draws[kept].to_numpy()[:n]
     return float(_correlations(value[kept].to_numpy(float)[None], down[kept].to_numpy(float)[None])[0][0]), _correlations(a, b)[0]
@@ -212,18 +221,17 @@ def pooled(
     cells: Sequence[tuple], # (value, draws, down, down_draws, sources) of each cell, as for `agree`
     reference: Sequence[tuple] | None = None, # The same cells for another score, to take the difference from
     alpha: float = 0.05, # 1 - coverage of the intervals
-) -> dict[str, float]: # tau, lo, hi, top1, regret, difference, difference_lo, difference_hi
+) -> dict[str, float]: # tau, lo, hi, top1, regret, defined (cells), difference, difference_lo, difference_hi
     "Mean Kendall's tau-b over cells, with an interval, and the paired difference to a reference. [ours]"
-    mean = lambda xs: float(np.nanmean(xs)) if np.isfinite(xs).any() else np.nan
-    def over(cs): 
+    def over(cs):
         found = [_taus(*c) for c in cs]
         n = min(len(d) for _, d in found)
-        stack = np.stack([d[:n] for _, d in found])
-        return mean(np.array([t for t, _ in found])), np.where(np.isfinite(stack).any(0), np.nansum(stack, 0) / np.maximum(np.isfinite(stack).sum(0), 1), np.nan)
+        tau = float(np.mean([t for t, _ in found]))
+        return tau, np.full(n, np.nan) if np.isnan(tau) else np.mean([d[:n] for _, d in found], axis=0)
     def bounds(x): return np.nanquantile(x, [alpha / 2, 1 - alpha / 2]).tolist() if np.isfinite(x).any() else [np.nan, np.nan]
     tau, draws = over(cells)
     each = [agree(*c) for c in cells]
-    out = dict(zip(("tau", "lo", "hi"), (tau, *bounds(draws)))) | dict(top1=mean(np.array([e["top1"] for e in each])), regret=mean(np.array([e["regret"] for e in each])))
+    out = dict(zip(("tau", "lo", "hi"), (tau, *bounds(draws)))) | dict(top1=float(np.mean([e["top1"] for e in each])), regret=float(np.mean([e["regret"] for e in each])), defined=sum(np.isfinite(e["tau"]) for e in each))
     if reference is not None:
         other, other_draws = over(reference)
         n = min(len(draws), len(other_draws))
@@ -277,21 +285,44 @@ def freeze(
     write_text(path, "# Fixed before the first confirmation run; see the notebook agreement. Not to be edited: the hash covers the content.\n" + yaml.safe_dump(dict(date=date, sha256=digest, content=content), sort_keys=False, allow_unicode=True, width=200))
     return digest
 
+def departures(
+    frozen: Frozen,
+    parameters: Mapping[str, Any], # Of a result of the notebook `transfer`
+    collection: str, # Name of what was trained on
+) -> list[str]: # In words; empty where all is as frozen
+    "Where a run departs from what was frozen: methods, depths, recipe, queries, collections. [ours]"
+    p, planned, found = parameters, frozen.content["sources"], []
+    # the texts of the LLM ship for the development collection only
+    methods = [m.split()[0] for m in planned["methods"].get(p["encoder"], ()) if not (m.startswith("llm") and collection not in frozen.content["collections"]["development"])]
+    if lost := [m for m in methods if m not in p["methods"]]: found.append(f"without the method{'s' if len(lost) > 1 else ''} {', '.join(lost)}")
+    if lost := [k for k in planned["depths"] if k not in p["depths"]]: found.append(f"without the depth{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}")
+    if more := [m for m in p["methods"] if methods and m not in methods] + [f"depth {k}" for k in p["depths"] if k not in planned["depths"]]: found.append(f"with {', '.join(more)} besides")
+    recipe = frozen.content["recipes"].get(p["encoder"])
+    if recipe is None: found.append("no recipe was frozen for this target")
+    else: found += [f"{k} {p['recipe'].get(k)} instead of {v}" for k, v in recipe.items() if p["recipe"].get(k) != v]
+    if p.get("train_queries"): found.append(f"at most {p['train_queries']:,} training queries")
+    return found
+
 def recommend(
     together: "pd.DataFrame", # Pooled results: role, targets, form, cells, tau, lo, hi, difference, difference_lo, difference_hi
     frozen: Frozen,
     cells: "pd.DataFrame", # name, role, main of each cell
+    metric: str = "ndcg@10", # What `together` is about
+    departed: Mapping[str, Sequence[str]] | None = None, # Name of a cell -> its `departures`
 ) -> dict[str, Any]: # score, usable, text, evidence
     "The recommended score by the frozen rule, from the confirmation cells alone. [ours]"
     mine = together[(together["role"] == "confirmation") & (together["targets"] == "all targets")].set_index("form")
     names = sorted(set(cells["name"][(cells["role"] == "confirmation") & cells["main"]]))
-    if mine.empty or not {"ECI_sem", "ECI_net"} <= set(mine.index):
-        return dict(score="ECI_sem", usable=None, evidence={}, cells=names, frozen=frozen.sha256, text="No confirmation collection is among the runs, so nothing is recommended from them: ECI_sem stands by the paper's name.")
+    primary = frozen.content["primary"]["metric"]
+    why = f"the rule was frozen for {primary}, and this is {metric}" if metric != primary else "no confirmation collection is among the runs" if mine.empty else "ECI_sem and ECI_net are not both among the scores" if not {"ECI_sem", "ECI_net"} <= set(mine.index) else ""
+    if why: return dict(score="ECI_sem", usable=None, evidence={}, cells=names, frozen=frozen.sha256, text=f"Nothing is recommended: {why}. ECI_sem stands first by the paper's name.")
     number = lambda r: f"{r['tau']:.2f} [{r['lo']:.2f}, {r['hi']:.2f}]"
     net, sem = mine.loc["ECI_net"], mine.loc["ECI_sem"]
     score = "ECI_net" if net["difference_lo"] > 0 else "ECI_sem"
     usable = bool(mine.loc[score, "lo"] > 0)
     best = mine["tau"].idxmax()
-    text = (f"Recommended: **{score}**" if usable else f"**No score is recommended to choose a source by**; {score} is shown first") + f". Kendall's tau-b with the order after training, mean over {len(names)} confirmation cells ({', '.join(names)}): ECI_sem {number(sem)}, ECI_net {number(net)}, difference {net['difference']:+.2f} [{net['difference_lo']:+.2f}, {net['difference_hi']:+.2f}]. Highest of all forms: {best} {number(mine.loc[best])}."
+    text = (f"Recommended: **{score}**" if usable else f"**No score is recommended to choose a source by**; {score} is shown first") + f". Kendall's tau-b with the order after training, mean over {len(names)} confirmation cells ({', '.join(names)}): ECI_sem {number(sem)}, ECI_net {number(net)}, difference {net['difference']:+.2f} [{net['difference_lo']:+.2f}, {net['difference_hi']:+.2f}]. Highest of all forms: {best} {number(mine.loc[best])}. Targets: {', '.join(sorted({n.split(' on ')[0] for n in names}))} only."
+    said = [f"{n}: {', '.join(departed[n])}" for n in names if departed and departed.get(n)]
+    if said: text += f" Departures from what was frozen: {'; '.join(said)}."
     keys = ("tau", "lo", "hi", "top1", "regret", "difference", "difference_lo", "difference_hi")
-    return dict(score=score, usable=usable, cells=names, frozen=frozen.sha256, evidence={f: {k: round(float(mine.loc[f, k]), 4) for k in keys} for f in dict.fromkeys(("ECI_sem", "ECI_net", best))}, text=text)
+    return dict(score=score, usable=usable, cells=names, frozen=frozen.sha256, evidence={f: {k: round(float(mine.loc[f, k]), 4) for k in keys} for f in dict.fromkeys(("ECI_sem", "ECI_net", best))}, departures=said, text=text)

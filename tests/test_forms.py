@@ -79,18 +79,40 @@ def test_regret_is_never_negative_and_zero_where_the_first_choice_is_right(order
     assert got["regret"] >= 0 and got["regret_lo"] >= 0 and (got["regret"] == 0) == bool(got["top1"])
     assert got["tau"] == pytest.approx(-fm.agree(-value[0], -value[1], *down, names)["tau"])
 
-def test_sources_without_a_value_are_left_out_and_unknown_ones_named():
-    value, down = frames(dict(a=3.0, b=np.nan, c=1.0)), frames(dict(a=0.5, c=0.4))
-    assert fm.agree(*value, *down, ["a", "b", "c"])["sources"] == 2
-    assert np.isnan(fm.agree(*value, *down, ["a", "b"])["tau"])
+def test_a_score_without_a_value_for_a_source_gets_no_number():
+    value, down = frames(dict(a=3.0, b=np.nan, c=1.0)), frames(dict(a=0.5, b=0.9, c=0.4))
+    got = fm.agree(*value, *down, ["a", "b", "c"])
+    assert got["sources"] == 2 and all(np.isnan(got[k]) for k in ("tau", "lo", "spearman", "top1", "regret")) and got["chosen"] == ""
     with pytest.raises(InputError, match="source 'b' was scored but not trained on"): fm.agree(*frames(dict(a=1.0, b=2.0)), *frames(dict(a=1.0)), ["a", "b"])
+    # a run that no score speaks of can still be the best one
+    got = fm.agree(*frames(dict(a=3.0, c=1.0)), *down, ["a", "b", "c"])
+    assert got["tau"] == 1.0 and got["best"] == "b" and got["top1"] == 0.0 and got["regret"] == pytest.approx(0.4)
+
+def test_tied_first_choices_are_taken_at_random():
+    value, down = frames(dict(a=1.0, b=1.0, c=0.0)), frames(dict(a=0.1, b=0.5, c=0.2))
+    got = fm.agree(*value, *down, ["a", "b", "c"])
+    assert got["top1"] == got["top1_share"] == 0.5 and got["regret"] == got["regret_hi"] == pytest.approx(0.2) and got["chosen"] == "a = b" and got["best"] == "b"
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=2, max_size=6), st.integers(0, 99))
+def test_agreement_is_what_a_plain_loop_gives(values, seed):
+    names = list("abcdef")[:len(values)]
+    value, down = frames(dict(zip(names, map(float, values)))), frames(dict(zip(names, np.random.default_rng(seed).integers(0, 3, len(values)) / 10)))
+    firsts = [n for n in names if value[0][n] == max(value[0])]
+    got = fm.agree(*value, *down, names)
+    assert got["regret"] == pytest.approx(max(down[0]) - sum(down[0][n] for n in firsts) / len(firsts), abs=1e-12)
+    assert got["top1"] == pytest.approx(sum(down[0][n] == max(down[0]) for n in firsts) / len(firsts))
 
 def test_pooled_is_the_mean_over_cells_with_a_paired_difference():
     names = list("abc")
     right, wrong, down = frames(dict(a=3.0, b=2.0, c=1.0)), frames(dict(a=1.0, b=2.0, c=3.0)), frames(dict(a=0.3, b=0.2, c=0.1))
     cell = lambda v: (*v, *down, names)
     got = fm.pooled([cell(right), cell(wrong)], [cell(wrong), cell(wrong)])
-    assert got["tau"] == 0.0 and got["difference"] == 1.0 and got["difference_lo"] == got["difference_hi"] == 1.0 and got["top1"] == 0.5 and got["regret"] == pytest.approx(0.1)
+    assert got["tau"] == 0.0 and got["difference"] == 1.0 and got["difference_lo"] == got["difference_hi"] == 1.0 and got["top1"] == 0.5 and got["regret"] == pytest.approx(0.1) and got["defined"] == 2
+    # where a score is not defined it has no mean: over the other cells alone it would be compared with more than itself
+    gap = frames(dict(a=np.nan, b=2.0, c=1.0))
+    got = fm.pooled([cell(right), cell(gap)], [cell(right), cell(wrong)])
+    assert np.isnan(got["tau"]) and np.isnan(got["difference"]) and got["defined"] == 1
 
 def test_reachable_taus_are_all_that_permutations_give():
     from itertools import permutations
@@ -128,4 +150,17 @@ def test_the_rule_of_recommendation():
     tied = fm.recommend(pooled_table(-0.1), frozen, CELLS)
     assert tied["score"] == "ECI_sem" and not tied["usable"] and tied["text"].startswith("**No score is recommended") and "Highest of all forms: minus margin 0.60 [0.40, 0.80]" in tied["text"] and tied["cells"] == ["glove on scifact"]
     none = fm.recommend(pooled_table(0.1).assign(role="development"), frozen, CELLS)
-    assert none["usable"] is None and none["score"] == "ECI_sem" and "No confirmation collection" in none["text"]
+    assert none["usable"] is None and none["score"] == "ECI_sem" and "no confirmation collection" in none["text"]
+    assert "the rule was frozen for ndcg@10, and this is mrr@10" in fm.recommend(pooled_table(0.1), frozen, CELLS, metric="mrr@10")["text"]
+    assert "ECI_sem and ECI_net are not both among the scores" in fm.recommend(pooled_table(0.1).query("form != 'ECI_net'"), frozen, CELLS)["text"]
+    said = fm.recommend(pooled_table(0.1), frozen, CELLS, departed={"glove on scifact": ["at most 60 training queries"], "glove on docstrings": ["x"]})
+    assert said["text"].endswith("Targets: glove only. Departures from what was frozen: glove on scifact: at most 60 training queries.") and said["departures"] == ["glove on scifact: at most 60 training queries"]
+
+def test_departures_from_the_frozen_file_are_named():
+    frozen = fm.load_frozen()
+    recipe = dict(frozen.content["recipes"]["glove"])
+    asis = dict(encoder="glove", methods=["bm25", "dense", "minilm", "llm", "random"], depths=[1, 5, 20, 50], recipe=recipe, train_queries=0)
+    assert fm.departures(frozen, asis, "docstrings") == [] and fm.departures(frozen, asis | dict(methods=["bm25", "dense", "minilm", "random"]), "scifact") == []
+    found = fm.departures(frozen, asis | dict(methods=["bm25", "dense", "random"], depths=[1, 20, 100], recipe=recipe | dict(epochs=1), train_queries=3000), "medquad")
+    assert found == ["without the method minilm", "without the depths 5, 50", "with depth 100 besides", "epochs 1 instead of 3", "at most 3,000 training queries"]
+    assert "no recipe was frozen for this target" in fm.departures(frozen, asis | dict(encoder="smollm2"), "docstrings")
