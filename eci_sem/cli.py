@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .collection import InputError, unknown_name, write_text
+from .collection import InputError, named_collection, unknown_name, write_text
 
 # %% ../nbs/11_cli.ipynb #36fff9e1
 _RANK = """Rank negative sources with ECI_sem, from frozen embeddings of the encoder that is to be trained.
@@ -140,14 +140,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 # %% ../nbs/11_cli.ipynb #fb9bd31e
-def _collection(name: str):
-    from eci_sem.collection import BEIR_NAMES, download_beir, load_beir, load_docstrings
-    if Path(name).is_dir(): return load_beir(name)
-    if name == "docstrings": return load_docstrings()
-    if name in BEIR_NAMES: return load_beir(download_beir(name))
-    if "/" in name or name.startswith("."): raise InputError(f"{name}: no such folder; expected one with corpus.jsonl, queries.jsonl and qrels/.")
-    raise InputError(f"{unknown_name('collection', name, ['docstrings', *BEIR_NAMES])} Or give a folder in BEIR's layout.")
-
 def _out(name: str, known: Sequence[str]) -> Path:
     path = Path(name)
     if not path.name.endswith(tuple(known)): raise InputError(f"--out {name}: the name tells the format; expected it to end in {', '.join(known)}.")
@@ -190,7 +182,7 @@ def _rank(args: argparse.Namespace) -> int:
     from eci_sem.encoders import load_encoder
     from eci_sem.rank import rank_sources
     encoder = load_encoder(args.encoder, device=args.device)
-    collection = _collection(args.collection) if args.collection else None
+    collection = named_collection(args.collection) if args.collection else None
     ranking = rank_sources(triples, encoder, collection=collection, config=config, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed)
     if out: write_text(out, {".csv": lambda: ranking.frame().to_csv(), ".json": ranking.to_json, ".tex": ranking.to_latex}[out.suffix]())
     print(ranking.to_json() if args.json else ranking)
@@ -212,7 +204,7 @@ def _mine(args: argparse.Namespace) -> int:
     from eci_sem.encoders import load_encoder
     from eci_sem.triples import Triples
     encoder = load_encoder(args.encoder, device=device) if needs else None
-    collection = _collection(args.collection)
+    collection = named_collection(args.collection)
     pairs = collection.pairs(args.split, limit=args.limit, seed=seed)
     own = dict(random=dict(seed=seed), llm=dict(config=WriterConfig(seed=seed), device=device))
     triples = Triples.concat([mine(s, collection, pairs, encoder, num_negatives=args.num_negatives, skip_top=args.skip_top, min_margin=args.min_margin, **own.get(s, {})) for s in args.source])

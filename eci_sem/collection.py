@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BEIR_NAMES', 'BEIR_URL', 'DOCSTRING_MODULES', 'DOCSTRING_SPLITS', 'InputError', 'unknown_name', 'atomic_path',
            'write_text', 'sha256_text', 'seeded_order', 'normalise', 'Pair', 'CollectionSummary', 'Collection',
-           'open_text', 'read_jsonl', 'load_beir', 'cache_dir', 'download_beir', 'split_docstring', 'load_docstrings']
+           'open_text', 'read_jsonl', 'load_beir', 'cache_dir', 'download_beir', 'split_docstring', 'load_docstrings',
+           'named_collection']
 
 # %% ../nbs/00_collection.ipynb #e1e3096c
 import csv
@@ -437,3 +438,15 @@ def load_docstrings(
     packages = {"sklearn": "scikit-learn"}
     versions = {lib: version(packages.get(lib, lib)) for lib in (modules or DOCSTRING_MODULES) if lib != "stdlib"}
     return Collection("docstrings", corpus, queries, qrels, dict(dropped), dict(kind="docstrings", python=".".join(map(str, sys.version_info[:3])), versions=versions))
+
+# %% ../nbs/00_collection.ipynb #f25ae374
+def named_collection(
+    name: str, # "docstrings", a folder in BEIR's layout, or a name of the BEIR benchmark
+) -> Collection:
+    "A collection by name or folder; a BEIR name is downloaded. Raises `InputError`. [ours]"
+    if Path(name).is_dir(): return load_beir(name)
+    if name == "docstrings": return load_docstrings()
+    if name in BEIR_NAMES: return load_beir(download_beir(name))
+    if "/" in name or name.startswith("."): raise InputError(f"{name}: no such folder; expected one with corpus.jsonl, queries.jsonl and qrels/.")
+    raise InputError(f"{unknown_name('collection', name, ['docstrings', *BEIR_NAMES])} Or give a folder in BEIR's layout.")
+

@@ -143,7 +143,7 @@ class Estimate(NamedTuple):
 
 def _estimated(cell: Cell, root: Path) -> dict[str, Any]:
     if Path(cell.notebook).stem != "transfer": return {}
-    try: from eci_sem.transfer import estimate
+    try: from eci_sem.cost import estimate
     except ImportError: return {}
     try:
         with chdir(root): return dict(estimate(cell.parameters))

@@ -33,19 +33,24 @@ def _ranking(read: Any) -> list[dict[str, str]]:
         rows.append(dict(score=metric, on=f"docstrings; {', '.join(part['encoder'])}", result=detail, verdict=_summary(kept, len(said))))
     return rows
 
+def _apart(table: "pd.DataFrame", role: str, form: str) -> str:
+    "The targets by themselves: weak and strong ones are not to be averaged without being shown apart."
+    of = table[(table["role"] == role) & (table["form"] == form) & (table["targets"] != "all targets")]
+    return f" ({', '.join(f'{t} {_span(r)}' for t, r in zip(of['targets'], of.to_dict('records')))})" if len(of) else ""
+
 def _agreement(read: Any) -> list[dict[str, str]]:
     table, rows = read("pooled.csv"), []
     for role in ("confirmation", "development"):
         part = table[(table["role"] == role) & (table["targets"] == "all targets")].set_index("form")
         for form in (f for f in ("ECI_sem", "ECI_net") if f in part.index):
             r, best = part.loc[form], part["tau"].idxmax()
-            rows.append(dict(score=form, on=f"{role}, {int(r['cells'])} target{'s' if r['cells'] != 1 else ''} x collection", result=f"Kendall's tau-b with the order after training {_span(r)}; regret {100 * r['regret']:.1f} points of nDCG@10; best of all forms: {best} {_span(part.loc[best])}",
-                verdict="holds" if r["lo"] > 0 else "reversed" if r["hi"] < 0 else "not told apart from chance"))
+            rows.append(dict(score=form, on=f"{role}, {int(r['cells'])} target{'s' if r['cells'] != 1 else ''} x collection", result=f"Kendall's tau-b with the order after training {_span(r)}{_apart(table, role, form)}; right first choice in {r['top1']:.0%}; regret {100 * r['regret']:.1f} points of nDCG@10; best of all forms: {best} {_span(part.loc[best])}",
+                verdict=("holds" if r["top1"] == 1 else "order agrees, first choice does not") if r["lo"] > 0 else "reversed" if r["hi"] < 0 else "not told apart from chance"))
     return rows
 
 def _cross(read: Any) -> list[dict[str, str]]:
     table = read("claim.csv")
-    return [dict(score=r["form"], on=f"{int(r['comparisons'])} comparisons", result=f"in-family minus cross-family tau-b {_span(r, 'difference', 'difference_lo', 'difference_hi', '+')}; in-family {_span(r, 'in_family', 'in_lo', 'in_hi')}", verdict=r["verdict"])
+    return [dict(score=r["form"], on=f"{r['role']}, {int(r['comparisons'])} comparison{'s' if r['comparisons'] != 1 else ''}", result=f"in-family minus cross-family tau-b {_span(r, 'difference', 'difference_lo', 'difference_hi', '+')}; in-family {_span(r, 'in_family', 'in_lo', 'in_hi')}", verdict=r["verdict"])
         for _, r in table[(table["targets"] == "all targets") & table["form"].isin(["ECI_sem", "ECI_net"])].iterrows()]
 
 def _ablations(read: Any) -> list[dict[str, str]]:

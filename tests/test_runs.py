@@ -294,7 +294,7 @@ def test_a_large_table_stays_in_the_run(tiny):
     folder = fake_result(tiny, p, {"big.csv": text, "big.parquet": "PAR1", "big.run.json": "{}", "fig.svg": "x" * (TABLE_LIMIT + 1), "exact.csv": "x" * TABLE_LIMIT})
     assert collect(p) == {} and sorted(f.name for f in (tiny / "figures/a").iterdir()) == ["big.parquet", "big.run.json", "exact.csv", "fig.svg", "manifest.json"]
     index, m = (tiny / "figures/INDEX.md").read_text(), read_manifest(tiny / "figures/a")
-    assert "| a/big | csv (2.0 MB, in the run's folder) [parquet](a/big.parquet) [run](a/big.run.json) | Table 9 |" in index and "| a/fig | [svg](a/fig.svg) | Figure 1 |" in index
+    assert f"| a/big | csv ({TABLE_LIMIT / 1e6:.1f} MB, in the run's folder) [parquet](a/big.parquet) [run](a/big.run.json) | Table 9 |" in index and "| a/fig | [svg](a/fig.svg) | Figure 1 |" in index
     assert set(m["left_in_run"]) == {"big.csv"} and "big.csv" not in m["files"] and m["left_in_run"]["big.csv"]["bytes"] == len(text)
     # compressed text is looked into as well
     import pandas as pd
@@ -434,7 +434,7 @@ def test_estimates(tiny, monkeypatch):
     def estimate(parameters):
         if parameters["queries"] == 10: raise InputError("no such collection")
         return dict(encodes=1000 * parameters["queries"], steps=777, hours=12.5, runs=3)
-    monkeypatch.setitem(sys.modules, "eci_sem.transfer", types.SimpleNamespace(estimate=estimate))
+    monkeypatch.setitem(sys.modules, "eci_sem.cost", types.SimpleNamespace(estimate=estimate))
     folder = fake_result(tiny, p, {"table.csv": "1"})
     manifest = json.loads((folder / "manifest.json").read_text())
     found = {e.cell: e[1:] for e in estimates(p)}
@@ -449,7 +449,7 @@ def test_estimates(tiny, monkeypatch):
     for cell, started, seconds in (("b1", "2026-02-01", 3600), ("b2", "2026-03-01", 1800), ("b0", "2026-01-01", 60)): # of several runs the last one
         (tiny / "runs/x" / cell).mkdir(parents=True); (tiny / "runs/x" / cell / "manifest.json").write_text(json.dumps({**manifest, "parameters": {**p["b"].parameters}, "started": started, "seconds": seconds}))
     assert {e.cell: e.hours for e in estimates(p)}["b"] == 0.5
-    monkeypatch.setitem(sys.modules, "eci_sem.transfer", None) # the import fails
+    monkeypatch.setitem(sys.modules, "eci_sem.cost", None) # the import fails
     assert {e.cell: e.hours for e in estimates(p)}["t/big"] is None
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from eci_sem import transfer as tr
 from eci_sem.collection import Collection, InputError
+from eci_sem.cost import estimate
 from eci_sem.encoders import Encoder
 from eci_sem.triples import Triples
 
@@ -299,8 +300,16 @@ def test_draws_are_plain_resampling():
     cube = tr.score_cube(t)[1]
     b = 17
     picked = np.repeat(np.arange(3), seeds[b]), np.repeat(np.arange(7), queries[b])
-    assert draws["a"][b] == pytest.approx(cube[0][np.ix_(*picked)].mean()) and means["b"] == pytest.approx(cube[1].mean())
+    # a draw of three seeds shows two thirds of their variance: what it has of them is stretched
+    queries_alone = cube[0][:, picked[1]].mean()
+    assert draws["a"][b] == pytest.approx(queries_alone + (cube[0][np.ix_(*picked)].mean() - queries_alone) * math.sqrt(3 / 2)) and means["b"] == pytest.approx(cube[1].mean())
     assert abs(draws["a"].mean() - means["a"]) < 0.02
+
+def test_the_spread_over_seeds_is_that_of_the_mean_of_so_many():
+    # one query, so that seeds are all there is: the variance of the draws is s^2 / n, with the unbiased s^2
+    x = [0.1, 0.5, 0.6]
+    _, draws = tr.transfer_draws(runs_table({("a", k): [v] for k, v in enumerate(x)}), resamples=20_000)
+    assert draws["a"].var() == pytest.approx(np.var(x, ddof=1) / 3, rel=0.03)
 
 def test_missing_runs_are_named():
     t = runs_table({("a", 0): [0.1, 0.2], ("a", 1): [0.1, 0.2], ("b", 0): [0.3, 0.4]})
@@ -311,10 +320,13 @@ def test_the_estimate_counts_runs_texts_and_steps():
     p = dict(collection="docstrings", train_split="train", train_queries=64, datasets=["docstrings"], test_split="test", test_queries=100, encoder="minilm", methods=["bm25", "llm"], depths=[1, 5], hybrids=["bm25@1+llm"], seeds=2)
     from eci_sem.collection import load_docstrings
     docs = len(load_docstrings().corpus)
-    e = tr.estimate(p, rates=(100, 10))
+    e = estimate(p, rates=(100, 10))
     assert e["runs"] == 10 and e["encodes"] == 11 * (docs + 100) and e["steps"] == 10 * 2
     assert e["hours"] == pytest.approx((e["encodes"] / 100 + 10 * 64 / 10) / 3600, abs=0.01)
-    big = tr.estimate({**p, "collection": "msmarco", "datasets": ["nq", "scifact"], "train_queries": 0})
+    big = estimate({**p, "collection": "msmarco", "datasets": ["nq", "scifact"], "train_queries": 0})
+    # another encoder's hits need the vectors of what is trained on, and texts that are not there yet have to be written
+    more = estimate({**p, "methods": ["bm25", "glove", "llm"], "write_llm": True}, rates=(100, 10))
+    assert more["encodes"] == 15 * (docs + 100) + docs + 64 and more["hours"] == pytest.approx((more["encodes"] / 100 + 14 * 64 / 10 + 64) / 3600, abs=0.01)
     assert big["encodes"] == 11 * (2_681_468 + 100 + 5_183 + 100) and big["hours"] > 100
 
 def test_runs_are_taken_over_by_their_key_alone(tmp_path):
@@ -322,12 +334,12 @@ def test_runs_are_taken_over_by_their_key_alone(tmp_path):
     runs = {(s, k): r.run(s, k) for s in ("none", "llm") for k in (0, 1)}
     folder = tmp_path / "results"; folder.mkdir()
     tr.gather(runs).to_parquet(folder / "scores.parquet")
-    pd.DataFrame([dict(source=s, seed=k, key="another" if (s, k) == ("llm", 1) else r.key(s, k), **x.attrs) for (s, k), x in runs.items()]).to_parquet(folder / "runs.parquet")
+    pd.DataFrame([dict(source=s, seed=k, key="another" if (s, k) == ("llm", 1) else r.key(s, k), steps=x.attrs["steps"], loss=x.attrs["loss"]) for (s, k), x in runs.items()]).to_parquet(folder / "runs.parquet")
     other = runner(tmp_path / "b")
     assert other.adopt(folder, ["none", "llm", "random"], [0, 1, 2]) == 3 and other.adopt(folder, ["none", "llm"], [0, 1]) == 0
     got = other.run("llm", 0)
     by = lambda t: t.sort_values(["dataset", "query_id"], ignore_index=True)
-    assert by(got).equals(by(runs["llm", 0])) and got.attrs["steps"] == runs["llm", 0].attrs["steps"]
+    assert by(got).equals(by(runs["llm", 0])) and got.attrs["steps"] == runs["llm", 0].attrs["steps"] and got.attrs["seconds"] is None
     with pytest.raises(InputError, match="no runs.parquet and scores.parquet there"): other.adopt(tmp_path, ["none"], [0])
 
 # --- results of the notebook
@@ -336,6 +348,7 @@ def result(folder, encoder="glove", collection="docstrings", datasets=("a",), se
     folder.mkdir()
     p = dict(encoder=encoder, collection=collection, train_split="train", methods=["bm25"], depths=[1], hybrids=[], seeds=seeds, train_queries=0, recipe={"epochs": 1}, seed=0, **changes)
     (folder / "result.json").write_text(json.dumps(dict(parameters=p)))
+    (folder / "manifest.json").write_text(json.dumps(dict(result=dict(parameters=p))))
     rows = [dict(source=s, seed=k, dataset=d, query_id=str(q), **{m: (q + k) / 10 for m in tr.METRICS}, run_seed=0) for s in (tr.UNTRAINED, "none", "bm25@1") for k in range(seeds) for d in datasets for q in range(3)]
     pd.DataFrame(rows, columns=["source", "seed", "dataset", "query_id", *tr.METRICS, "run_seed"]).to_parquet(folder / "scores.parquet")
     return folder
@@ -346,10 +359,18 @@ def test_results_of_one_training_become_one(tmp_path):
     assert glove.parameters["encoder"] == "glove" and set(glove.table["dataset"]) == {"a", "b", "c"} and set(minilm.table["dataset"]) == {"a"}
     assert set(glove.table["source"]) == {"none", "bm25@1"} and len(glove.table) == 2 * 2 * 3 * 3 and "run_seed" not in glove.table
 
+def test_committed_results_are_read_from_their_manifest(tmp_path):
+    a = result(tmp_path / "a")
+    (a / "result.json").unlink()
+    assert len(tr.read_transfer([a])) == 1
+
 def test_results_that_do_not_fit_together_are_refused(tmp_path):
     a = result(tmp_path / "a")
     with pytest.raises(InputError, match="dataset 'a' is in another result of glove on docstrings too"): tr.read_transfer([a, result(tmp_path / "b")])
     with pytest.raises(InputError, match=r"c and a train glove on docstrings with another seeds \(3 and 2\)"): tr.read_transfer([a, result(tmp_path / "c", datasets=("b",), seeds=3)])
+    other = result(tmp_path / "d", datasets=("b",))
+    (other / "result.json").write_text(json.dumps(dict(json.loads((other / "result.json").read_text()), collection=dict(content_hash="x"))))
+    with pytest.raises(InputError, match=r"with another collection_hash \('x' and None\)"): tr.read_transfer([a, other])
     with pytest.raises(InputError, match="none of the result folders holds a training"): tr.read_transfer([result(tmp_path / "zero", seeds=0)])
     with pytest.raises(InputError, match="nowhere: no result.json with parameters there"): tr.read_transfer([tmp_path / "nowhere"])
 

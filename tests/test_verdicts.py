@@ -6,7 +6,7 @@ from eci_sem.collection import InputError
 from eci_sem.verdicts import CLAIMS, verdict_markdown, verdict_table
 
 
-def pooled(lo, hi): return pd.DataFrame([dict(role="confirmation", targets="all targets", form=f, cells=2, tau=t, lo=lo, hi=hi, regret=0.012) for f, t in (("ECI_sem", 0.25), ("minus margin", 0.6))])
+def pooled(lo, hi, top1=1.0): return pd.DataFrame([dict(role="confirmation", targets="all targets", form=f, cells=2, tau=t, lo=lo, hi=hi, top1=top1, regret=0.012) for f, t in (("ECI_sem", 0.25), ("minus margin", 0.6))])
 
 def test_a_claim_that_was_not_run_says_so(tmp_path):
     t = verdict_table(tmp_path)
@@ -18,6 +18,20 @@ def test_the_interval_decides(tmp_path, lo, hi, verdict):
     pooled(lo, hi).to_csv(tmp_path / "agreement/pooled.csv", index=False)
     row = verdict_table(tmp_path).query("notebook == 'agreement'").iloc[0]
     assert row["verdict"] == verdict and f"0.25 [{lo:.2f}, {hi:.2f}]" in row["result"] and "1.2 points" in row["result"] and "best of all forms: minus margin 0.60" in row["result"]
+
+def test_the_right_order_with_a_wrong_first_choice_is_no_match(tmp_path):
+    (tmp_path / "agreement").mkdir()
+    pd.concat([pooled(0.1, 0.4, 0.5), pooled(0.2, 0.4).assign(targets="glove"), pooled(-0.3, 0.1).assign(targets="minilm")]).to_csv(tmp_path / "agreement/pooled.csv", index=False)
+    row = verdict_table(tmp_path).query("notebook == 'agreement'").iloc[0]
+    assert row["verdict"] == "order agrees, first choice does not" and "right first choice in 50%" in row["result"]
+    assert "(glove 0.25 [0.20, 0.40], minilm 0.25 [-0.30, 0.10])" in row["result"]
+
+def test_development_and_confirmation_have_a_row_each(tmp_path):
+    (tmp_path / "cross_family").mkdir()
+    row = dict(form="ECI_sem", targets="all targets", comparisons=1, in_family=0.2, in_lo=-0.1, in_hi=0.5, difference=0.3, difference_lo=0.1, difference_hi=0.5, verdict="in-family ahead, but does not foresee training")
+    pd.DataFrame([row | dict(role=r) for r in ("confirmation", "development")]).to_csv(tmp_path / "cross_family/claim.csv", index=False)
+    t = verdict_table(tmp_path).query("notebook == 'cross_family'")
+    assert list(t["on"]) == ["confirmation, 1 comparison", "development, 1 comparison"] and set(t["verdict"]) == {row["verdict"]}
 
 def test_every_case_must_hold(tmp_path):
     (tmp_path / "ranking").mkdir()
