@@ -270,6 +270,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'eci_sem.profiles.Plan.__getitem__': ('profiles.html#plan.__getitem__', 'eci_sem/profiles.py'),
                                   'eci_sem.profiles.Plan.__repr__': ('profiles.html#plan.__repr__', 'eci_sem/profiles.py'),
                                   'eci_sem.profiles.Plan.select': ('profiles.html#plan.select', 'eci_sem/profiles.py'),
+                                  'eci_sem.profiles._data_hash': ('profiles.html#_data_hash', 'eci_sem/profiles.py'),
                                   'eci_sem.profiles._in_order': ('profiles.html#_in_order', 'eci_sem/profiles.py'),
                                   'eci_sem.profiles._is_kind': ('profiles.html#_is_kind', 'eci_sem/profiles.py'),
                                   'eci_sem.profiles._kind_of': ('profiles.html#_kind_of', 'eci_sem/profiles.py'),

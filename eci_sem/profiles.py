@@ -9,6 +9,7 @@ __all__ = ['Parameter', 'NotebookInfo', 'inspect_notebook', 'find_root', 'packag
 # %% ../nbs/09d_profiles.ipynb #47353909
 import ast
 import fnmatch
+import functools
 import hashlib
 import json
 import re
@@ -143,6 +144,12 @@ def profile_names() -> list[str]:
 def _profiles() -> Path:
     import eci_sem
     return Path(eci_sem.__file__).parent / "data/profiles"
+
+@functools.lru_cache
+def _data_hash(folder: Path) -> str:
+    "SHA-256 over the names and contents of the files in a folder; of a file over 64 MB its size and time count."
+    facts = [(p.relative_to(folder).as_posix(), f"{s.st_size} {s.st_mtime_ns}" if (s := p.stat()).st_size > 2**26 else hashlib.sha256(p.read_bytes()).hexdigest()) for p in sorted(folder.rglob("*")) if p.is_file()]
+    return sha256_text(json.dumps(facts))
 
 _CELL_KEYS = dict(name=str, notebook=str, parameters=dict, needs=dict, data=str, part=str, answers=(str, dict))
 
@@ -286,7 +293,8 @@ def plan(
         here = {k: tuple(n for n in names if n not in left_out) for k, names in needs.items()}
         if lost := next((k for k, names in here.items() if not names), None): left_out[cell] = f"what it needs is left out ({', '.join(needs[lost])})"; continue
         needs = here
-        key = sha256_text(text, info.sha256, package, *([json.dumps({k: [[n, cells[n].key] for n in names] for k, names in needs.items()}, sort_keys=True)] if needs else []))
+        data_hash = [_data_hash((root / entry["data"]).resolve())] if entry.get("data") else []
+        key = sha256_text(text, info.sha256, package, *data_hash, *([json.dumps({k: [[n, cells[n].key] for n in names] for k, names in needs.items()}, sort_keys=True)] if needs else []))
         cells[cell] = Cell(cell, info.path, given, parameters, entry.get("answers") or "not known", info.sha256, key, "out" in info.parameters, needs, entry.get("part") or "")
     if not cells: raise InputError(f"profile {name!r}: no cell can run here; {'; '.join(f'{n}: {why}' for n, why in left_out.items())}.")
     return Plan(name, " ".join(str(data.get("about") or "").split()), root, tuple(cells[n] for n in checked if n in cells), package, installed, {n: left_out[n] for n in checked if n in left_out})

@@ -36,6 +36,7 @@ def setting_curves(
     x_label: str = "setting", # What x is
     default: float | None = None, # Marked on the x axis
     level: float = 0.95, # Level of the interval, for the note
+    note: str = "", # What the interval is of, where it is not the plain one
 ) -> "Figure":
     "Scores along a setting: a line and a band per source, a panel per metric and encoder. Raises `InputError`. [ours]"
     from matplotlib.lines import Line2D
@@ -54,11 +55,15 @@ def setting_curves(
             ax.set(xscale="log", title=_title(wide, encoder, _count(part["n"], "triples") if "n" in part else ""), xlabel=x_label, ylabel=f"{_METRICS.get(metric, metric)} (nats)" if ax.get_subplotspec().is_first_col() else "")
             if part["lo"].min() > 0 and part["hi"].max() > 30 * part["lo"].min(): ax.set_yscale("log")
             _steps(ax, sorted(set(part["x"])))
+            if ax.get_yscale() == "log":
+                from matplotlib.ticker import LogLocator
+                few = math.log10(part["hi"].max() / part["lo"].min()) < 2.5
+                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,))); ax.yaxis.set_minor_formatter(lambda v, _: "")
             ax.yaxis.set_major_formatter(lambda v, _: f"{round(v, 12):,g}".replace("-", "\u2212"))
             _clean(ax, "both")
         for ax in axes.flat[len(cells):]: ax.set_visible(False)
         handles = [Line2D([], [], label=styles[s].label, lw=0.9, ls="--" if s == "random" else "-", **(_face(styles[s], "+" in s) | dict(ms=3.4))) for s in sources]
-        fig.legend(handles=handles, loc="outside lower center", ncols=min(len(sources), 4), title=f"band: {100 * level:g} % interval" + ("; dotted: default" if default is not None else ""), title_fontsize=7)
+        fig.legend(handles=handles, loc="outside lower center", ncols=min(len(sources), 4), title=f"band: {100 * level:g} % interval{note and ' ' + note}" + ("; dotted: default" if default is not None else ""), title_fontsize=7)
     return fig
 
 # %% ../nbs/09c_stability.ipynb #561c398b
@@ -92,7 +97,7 @@ def order_curves(
 # %% ../nbs/09c_stability.ipynb #4c958a76
 @_redrawable
 def stability_dots(
-    table: "pd.DataFrame", # Columns encoder, ablation (group of settings), setting, tau, lo, hi, same_first (1 or 0); tau, lo and hi may be empty
+    table: "pd.DataFrame", # Columns encoder, ablation (group of settings), setting, tau, lo, hi, same_first (1 or 0); tau, lo and hi may be empty; optional queries
     label: str = "Kendall's tau-b with the default's order", # Of the value axis
     threshold: float | None = None, # Marked on the value axis
     level: float = 0.95, # Level of the interval, for the note
@@ -114,7 +119,7 @@ def stability_dots(
             ax.set_yticks(range(len(rows)), [group if setting is None else setting for group, setting in rows], fontsize=7)
             for text, (_, setting) in zip(ax.get_yticklabels(), rows):
                 if setting is None: text.set_fontweight("bold")
-            ax.set(xlim=(-1.06, 1.06), ylim=(len(rows) - 0.4, -0.6), xticks=[-1, -0.5, 0, 0.5, 1], title=_title(columns, encoder))
+            ax.set(xlim=(-1.06, 1.06), ylim=(len(rows) - 0.4, -0.6), xticks=[-1, -0.5, 0, 0.5, 1], title=_title(columns, encoder, _count(table["queries"][table["encoder"] == encoder], "queries") if "queries" in table else ""))
             ax.set_xticklabels(["\u22121", "\u22120.5", "0", "0.5", "1"])
             _clean(ax, "x"); ax.tick_params(axis="x", labelbottom=True)
         for ax in axes.flat[len(encoders):]: ax.set_visible(False)

@@ -597,3 +597,13 @@ def test_dead_progress_bars_are_taken_out(tiny):
 def test_the_projects_profiles_fit_its_notebooks(root):
     assert {"full", "offline", "paper", "smoke"} <= set(profile_names())
     for name in profile_names(): assert plan(name, root=root).about, "the first line says what a profile is for; eci-sem reproduce --help shows it"
+
+
+def test_other_data_give_another_key(tiny):
+    from eci_sem.profiles import _data_hash
+    (tiny / "d").mkdir(); (tiny / "d/a.txt").write_text("1")
+    make = lambda: make_plan(tiny, "  - {name: a, notebook: experiments/good, data: d}\n  - {name: b, notebook: experiments/good}")
+    p = make()
+    assert make()["a"].key == p["a"].key and p["a"].key != p["b"].key
+    (tiny / "d/a.txt").write_text("2"); _data_hash.cache_clear()
+    assert make()["a"].key != p["a"].key and make()["b"].key == p["b"].key
