@@ -73,14 +73,14 @@ def leaderboard(
             part = table[table["panel"] == panel]
             ax.axvline(0, color="#333333", lw=0.7)
             for r in part.itertuples():
-                if r.tau != r.tau: continue
                 y, (colour, marker) = order.index(r.score), looks[panel]
+                if r.tau != r.tau: ax.text(0.04, y, "not defined for every source", fontsize=5.5, color="#666666", va="center"); continue
                 if r.lo == r.lo: ax.plot([r.lo, r.hi], [y, y], color=colour, lw=1.0)
                 ax.plot(r.tau, y, ls="none", marker=marker, color=colour, ms=3.8)
             ax.set_yticks(range(len(order)), order)
             for text in ax.get_yticklabels(): text.set_fontweight("bold" if text.get_text() in highlight else "normal")
             ax.set_ylim(len(order) - 0.4, -0.6); ax.set_xlim(-1.05, 1.05); ax.set_xticks([-1, -0.5, 0, 0.5, 1], ["\u22121", "", "0", "", "1"])
-            ax.set_title("\n".join([*textwrap.wrap(panel, 24), _count(part["sources"], "sources")]))
+            ax.set_title("\n".join([*textwrap.wrap(panel, 24), _count(part["sources"][part["tau"].notna()], "sources") if part["tau"].notna().any() else ""]))
             _clean(ax, "x")
         for ax in axes.flat[len(panels):]: ax.set_visible(False)
         fig.supxlabel(f"{label}; line: {100 * level:g} % interval" if columns > 1 else f"{label}\nline: {100 * level:g} % interval", fontsize=7)
