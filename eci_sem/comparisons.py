@@ -37,7 +37,7 @@ def transfer_gains(
     sources = table.groupby("source", sort=False)["gain"].mean().sort_values(ascending=False, kind="stable").index.tolist()
     datasets, styles = list(dict.fromkeys(table["dataset"])), source_styles(sources)
     columns = min(4, len(datasets)); rows = math.ceil(len(datasets) / columns)
-    with _panels(rows, columns, SINGLE if columns == 1 else DOUBLE, rows * (0.62 + 0.145 * len(sources)) + 0.3, sharey=True) as (fig, axes):
+    with _panels(rows, columns, SINGLE if columns == 1 else DOUBLE, rows * (0.74 + 0.145 * len(sources)) + 0.3, sharey=True) as (fig, axes):
         for ax, dataset in zip(axes.flat, datasets):
             part = table[table["dataset"] == dataset]
             ax.axvline(0, color="#333333", lw=0.7)
@@ -48,7 +48,7 @@ def transfer_gains(
                 ax.plot(r.gain, y, ls="none", marker=style.marker, color=colour, mfc="white" if r.kind == "hybrid" else colour, mew=0.8, ms=4)
             ax.set_yticks(range(len(sources)), [styles[s].label for s in sources])
             ax.set_ylim(len(sources) - 0.4, -0.6)
-            ax.set_title(f"{dataset}\n{_count(part['queries'], 'queries')}, {_count(part['seeds'], 'seeds')[4:]}")
+            ax.set_title("\n".join([*textwrap.wrap(dataset, 24), _count(part["queries"], "queries"), _count(part["seeds"], "seeds")[4:]]))
             _clean(ax, "x"); _few_ticks(ax, 3)
             ax.xaxis.set_major_formatter(lambda v, _: _minus(f"{round(v, 6):g}"))
         for ax in axes.flat[len(datasets):]: ax.set_visible(False)

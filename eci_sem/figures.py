@@ -47,7 +47,8 @@ _STYLES = {
     "bm25+dense": SourceStyle("#56B4E9", "D", "BM25+Dense"), "bm25+llm": SourceStyle("#CC79A7", "v", "BM25+LLM"), "dense+llm": SourceStyle("#D55E00", "P", "Dense+LLM"),
     "cross-encoder": SourceStyle("#000000", "*", "Cross-Encoder"), "random": SourceStyle(GREY, "X", "Random"),
 }
-# for sources of one's own: the palette again, with markers that no named source has
+# for sources of one's own: the colours of no named method, and markers that no named source has
+_OWN = ("#D55E00", "#CC79A7", "#000000", "#56B4E9")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9")
 _MARKERS = ("<", ">", "p", "h", "d", "8")
 
@@ -64,7 +65,7 @@ def source_styles(
     for name in sorted(names):
         if own := _STYLES.get(_known(name)): styles[name] = own; continue
         base = name.partition("@")[0] if "+" not in name else name
-        colours = [_STYLES[base].colour] if base in _STYLES else pick(base, _COLOURS)
+        colours = [_STYLES[base].colour] if base in _STYLES else pick(base, _OWN)
         looks = [(c, m) for c in colours for m in pick(name, _MARKERS)]
         look = next((x for x in looks if x not in taken), looks[0])
         taken.add(look)

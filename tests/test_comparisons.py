@@ -28,7 +28,7 @@ def test_gains_are_drawn_where_the_table_says_highest_on_top():
     ax = fig.axes[0]
     dots = {round(float(line.get_xdata()[0]), 6): float(line.get_ydata()[0]) for line in ax.lines if len(line.get_xdata()) == 1}
     assert dots == {0.02: 0.0, 0.01: 1.0, 0.0: 2.0}
-    assert ax.get_title() == "docstrings\nn = 300 queries, 20 seeds"
+    assert ax.get_title() == "docstrings\nn = 300 queries\n20 seeds"
     with pytest.raises(InputError, match="gain_lo = 0.05 is above gain_hi"): cp.transfer_gains(GAINS.assign(gain_lo=0.05))
 
 def test_the_order_of_the_leaderboard_is_that_of_the_mean_and_a_gap_is_left_open():
