@@ -74,7 +74,7 @@ def leaderboard(
             ax.axvline(0, color="#333333", lw=0.7)
             for r in part.itertuples():
                 y, (colour, marker) = order.index(r.score), looks[panel]
-                if r.tau != r.tau: ax.text(0.04, y, "not defined for every source", fontsize=5.5, color="#666666", va="center"); continue
+                if r.tau != r.tau: ax.text(0.06, y, "undefined", fontsize=5.5, color="#666666", va="center").set_in_layout(False); continue
                 if r.lo == r.lo: ax.plot([r.lo, r.hi], [y, y], color=colour, lw=1.0)
                 ax.plot(r.tau, y, ls="none", marker=marker, color=colour, ms=3.8)
             ax.set_yticks(range(len(order)), order)
@@ -97,7 +97,7 @@ def gain_by_margin(
     _ordered("gain_by_margin", table, "gain_lo", "gain_hi")
     datasets, targets = list(dict.fromkeys(table["dataset"])), list(dict.fromkeys(table["target"]))
     columns = min(3, len(datasets)); rows = math.ceil(len(datasets) / columns); looks = _looks(targets)
-    with _panels(rows, columns, SINGLE if columns == 1 else DOUBLE, rows * 2.2 + 0.35) as (fig, axes):
+    with _panels(rows, columns, SINGLE if columns == 1 else DOUBLE, rows * 2.3 + 0.35) as (fig, axes):
         for ax, dataset in zip(axes.flat, datasets):
             ax.axhline(0, color="#333333", lw=0.7)
             for target in targets:
@@ -111,7 +111,7 @@ def gain_by_margin(
                     # the least-squares line, to show the sign
                     slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
                     ax.plot(x, y.mean() + slope * (x - x.mean()), color=colour, lw=1.0, ls="--")
-            ax.set_title(dataset); ax.legend(loc="best", handlelength=1)
+            ax.set_title("\n".join(textwrap.wrap(dataset, 24 if columns > 1 else 56))); ax.legend(loc="best", handlelength=1)
             _clean(ax, "both"); _few_ticks(ax, 5)
             for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter(lambda v, _: _minus(f"{round(v, 6):g}"))
         for ax in axes[:, 0]: ax.set_ylabel(label)

@@ -1,4 +1,6 @@
 """Every training-free score on one footing: against the functions of score and rank, agreement by hand, the frozen file."""
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -164,3 +166,9 @@ def test_departures_from_the_frozen_file_are_named():
     found = fm.departures(frozen, asis | dict(methods=["bm25", "dense", "random"], depths=[1, 20, 100], recipe=recipe | dict(epochs=1), train_queries=3000), "medquad")
     assert found == ["without the method minilm", "without the depths 5, 50", "with depth 100 besides", "epochs 1 instead of 3", "at most 3,000 training queries"]
     assert "no recipe was frozen for this target" in fm.departures(frozen, asis | dict(encoder="smollm2"), "docstrings")
+
+def test_the_recommendation_that_ships_is_that_of_the_committed_run(root):
+    from eci_sem.rank import recommendation
+    path = root / "figures/agreement/recommendation.json"
+    assert recommendation() == json.loads(path.read_text(encoding="utf-8")), "copy figures/agreement/recommendation.json to eci_sem/data/ and run make docs"
+    assert recommendation()["frozen"] == fm.load_frozen().sha256
