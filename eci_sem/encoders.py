@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .collection import InputError, atomic_path, cache_dir, sha256_text, unknown_name
+from .collection import InputError, atomic_path, cache_dir, sha256_text, unknown_name, write_text
 
 # %% ../nbs/02_encoders.ipynb #2bfca27f
 @dataclass(frozen=True)
@@ -179,6 +179,15 @@ class EmbeddingCache:
         except (lmdb.Error, OSError) as e:
             raise InputError(f"the embedding cache in {self.folder} can't grow ({e}): free some space, or set ECI_SEM_CACHE to a folder on another disk. What is cached stays.") from e
 
+    def describe(self,
+        info: dict[str, Any], # `Encoder.info`
+    ) -> None:
+        "Say once whose vectors these are, for `eci_sem.cache`."
+        path = self.folder / "encoder.json"
+        try:
+            if self.folder.is_dir() and not path.exists(): write_text(path, json.dumps(info, indent=1, default=str) + "\n")
+        except (OSError, InputError): pass # a name is a convenience
+
     def __len__(self) -> int: return self._env.stat()["entries"]
 
 # %% ../nbs/02_encoders.ipynb #6dd69039
@@ -328,6 +337,7 @@ class Encoder:
                 done += batch; at += len(batch)
                 if store is not None and (len(done) >= batch_size or at == len(order)):
                     store.put([keys[missing[k]] for k in done], vectors[missing[done]])
+                    store.describe(self.info)
                     done = []
                 bar.update(len(batch))
 

@@ -8,7 +8,7 @@ import pytest
 from eci_sem import __version__, cli
 from eci_sem.cli import main, make_parser
 
-COMMANDS = ("rank", "mine", "reproduce", "models")
+COMMANDS = ("rank", "mine", "reproduce", "redraw", "models", "cache")
 
 
 def refused(capsys, argv, *parts):
@@ -31,7 +31,7 @@ def test_each_command_teaches(command, capsys):
 
 def test_the_examples_of_the_help_can_be_parsed():
     import shlex
-    examples = [line.strip() for text in (cli._TOP_EXAMPLES, cli._RANK_EXAMPLES, cli._MINE_EXAMPLES, cli._REPRODUCE_EXAMPLES) for line in text.splitlines() if line.startswith("  eci-sem ")]
+    examples = [line.strip() for text in (cli._TOP_EXAMPLES, cli._RANK_EXAMPLES, cli._MINE_EXAMPLES, cli._REPRODUCE_EXAMPLES, cli._CACHE_EXAMPLES) for line in text.splitlines() if line.startswith("  eci-sem ")]
     assert len(examples) > 10
     for line in examples: make_parser().parse_args(shlex.split(line)[1:])
 
@@ -206,6 +206,23 @@ def test_every_command_prints_json_for_scripts(triples_file, beir_folder, tmp_pa
     assert status == 0 and told["profile"] == "smoke" and [c["cell"] for c in told["cells"]] == ["published"] and told["estimates"][0]["cell"] == "published"
     status, drawn = answer("redraw", str(root / "figures/published"))
     assert status == 0 and drawn and {"figure", "state", "why"} <= set(drawn[0])
+
+
+def test_the_cache_is_listed_checked_and_pruned(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ECI_SEM_CACHE", str(tmp_path))
+    assert main(["cache", "info"]) == 0 and "no embeddings are cached" in capsys.readouterr().out
+    from eci_sem.encoders import load_encoder
+    load_encoder("glove").encode_queries(["sort an array", "close a socket"])
+    assert main(["cache", "info", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(s["name"], s["vectors"]) for s in told["stores"]] == [("glove", 2)] and told["parts"]["embeddings"] > 0
+    assert main(["cache", "verify"]) == 0 and "sound" in capsys.readouterr().out
+    refused(capsys, ["cache", "prune"], "nothing says what can go: add --encoder NAME, --older-than DAYS or --damaged")
+    refused(capsys, ["cache", "info", "--damaged"], "--damaged has no effect on cache info")
+    refused(capsys, ["cache", "info", "--encoder", "glov"], "unknown encoder in the cache 'glov'. Did you mean 'glove'")
+    assert main(["cache", "prune", "--encoder", "glove", "--dry-run"]) == 0 and "would go" in capsys.readouterr().out
+    assert main(["cache", "prune", "--encoder", "glove"]) == 0 and "removed" in capsys.readouterr().out
+    assert main(["cache", "info"]) == 0 and "no embeddings are cached" in capsys.readouterr().out
 
 
 def test_the_shell_completes_commands_options_sources_and_files(tmp_path, capsys):
