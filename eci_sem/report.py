@@ -88,6 +88,8 @@ def _all(parts: Iterable[object]) -> _Html: return _Html("".join(map(_esc, parts
 
 def _slug(text: str) -> str: return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
 
+def _when(manifest: dict[str, Any]) -> str: return str(manifest.get("started", "")).replace("T", " ").replace("+00:00", " UTC")
+
 def _size(n: int) -> str: return f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{max(1, round(n / 1e3))} kB"
 
 def _count(n: int, what: str) -> str: return f"{n:,} {what}{'' if n == 1 else 's'}"
@@ -184,34 +186,43 @@ SHOWN_ROWS, ALL_ROWS, PACKED, LONG_CSV = 100, 20_000, 600_000, 10_000_000 # rows
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.I)
 _LEADING = re.compile(rf"({_NUMBER.pattern})(?=$|[\s%\[(])", re.I)
 
-def _shown(text: str) -> str:
-    "A number at four digits; report.js does the same."
-    if len(text) <= 6 or not _NUMBER.fullmatch(text) or re.fullmatch(r"[+-]?\d+", text): return text
-    x = float(text)
-    if x == 0: return "0"
-    if not 1e-4 <= abs(x) < 1e6: return re.sub(r"e([+-])0*(\d)", r"e\1\2", f"{x:.3e}")
-    return f"{x:.{max(0, 3 - _power(abs(x)))}f}"
-
 def _power(x: float) -> int:
     import math
     return math.floor(math.log10(x))
 
+def _decimals(texts: list[str]) -> int | None:
+    "Decimals that give the largest number of a column four digits, and the smallest two; None where that would be many, or for whole numbers."
+    if all(re.fullmatch(r"[+-]?\d+", t) for t in texts): return None
+    sizes = [x for t in texts if 0 < (x := abs(float(t))) < 1e300] or [1.0]
+    wanted = max(3 - _power(max(sizes)), 1 - _power(min(sizes)), 0)
+    return wanted if wanted <= 6 else None
+
+def _shown(text: str, decimals: int | None = None) -> str:
+    "A number as it is shown: with its column's decimals, else at four digits; report.js does the same."
+    if not text or len(text) <= 6 and decimals is None or not _NUMBER.fullmatch(text) or decimals is None and re.fullmatch(r"[+-]?\d+", text): return text
+    x = float(text)
+    if decimals is not None and abs(x) < 1e15: return f"{x:.{decimals}f}"
+    if x == 0: return "0"
+    if not 1e-4 <= abs(x) < 1e6: return re.sub(r"e([+-])0*(\d)", r"e\1\2", f"{x:.3e}")
+    return f"{x:.{max(0, 3 - _power(abs(x)))}f}"
+
 def _table(label: str, columns: list[str], rows: list[list[object]], total: int | None = None, packed: tuple[str, bytes] | None = None, note: object = "") -> _Html:
     "A table in its own box; report.js makes it sort and filter."
     given, body, heads = rows[:SHOWN_ROWS] if packed or total else rows, [], []
-    looks = []
+    looks, places = [], []
     for i, column in enumerate(columns):
         texts = [str(v) for r in rows if not isinstance(v := r[i], _Html) and v != ""]
         number = bool(texts) and all(map(_NUMBER.fullmatch, texts))
         longest = max((len(re.sub("<[^>]*>", "", str(r[i]))) for r in given), default=0)
+        places.append(_decimals(texts) if number else None)
         looks.append("n" if number else "w" if longest > 60 else "t" if longest <= 28 else None)
-        heads.append(_el("th", column, scope="col", class_="n" if number else None, data_type="number" if number or texts and all(map(_LEADING.match, texts)) else None))
+        heads.append(_el("th", column, scope="col", class_="n" if number else None, data_type="number" if number or texts and all(map(_LEADING.match, texts)) else None, data_decimals=places[-1]))
     for r in given:
         body.append("<tr>")
-        for v, look in zip(r, looks):
+        for v, look, decimals in zip(r, looks, places):
             text = str(v)
-            short = _shown(text) if look == "n" else text
-            body.append(f"<td{f' class={look}' if look else ''}{f' data-v={chr(34)}{html.escape(text)}{chr(34)}' if short != text else ''}>{_esc(v) if short == text else short}</td>")
+            short = _shown(text, decimals) if look == "n" else text
+            body.append(f"<td{f' class={look}' if look else ''}{f' data-v={chr(34)}{html.escape(text)}{chr(34)}' if short != text and float(short) != float(text) else ''}>{_esc(v) if short == text else short}</td>")
         body.append("</tr>")
     total, more = len(rows) if total is None else total, []
     if len(given) < total: more.append(f"The first {len(given)} of {total:,} rows. ")
@@ -345,7 +356,7 @@ def _exported(path: Path, name: str, tally: _Tally) -> _Html | str: # or why it 
     try: body, _ = HTMLExporter(template_name="basic", exclude_anchor_links=True).from_notebook_node(notebook)
     except Exception as e: return f"The executed notebook can't be shown ({type(e).__name__})." # whatever a notebook may hold
     tally.notebooks += 1
-    return _el("div", _clean(body), class_="nb")
+    return _el("div", _clean(body), class_="notebook")
 
 def _json(value: Any) -> _Html: return _el("pre", json.dumps(value, indent=1, ensure_ascii=False), class_="json", tabindex=0)
 
@@ -364,7 +375,7 @@ def _manifested(ran: Ran) -> _Html:
 
 def _cell(ran: Ran, tally: _Tally) -> _Html:
     m, parts = ran.manifest, []
-    facts = [f"{m['notebook']}, profile {m.get('profile', 'not known')}, run ", _el("code", ran.run), f", {m['seconds']:,} s" if isinstance(m.get("seconds"), (int, float)) else "", f", started {m['started']}" if isinstance(m.get("started"), str) else "", "."]
+    facts = [f"{m['notebook']}, profile {m.get('profile', 'not known')}, run ", _el("code", ran.run), f", {m['seconds']:,} s" if isinstance(m.get("seconds"), (int, float)) else "", f", started {_when(m)}" if "started" in m else "", "."]
     parts.append(_el("p", *facts, class_="facts"))
     if ran.state == "failed":
         log = ran.folder / "log.txt"
@@ -378,10 +389,10 @@ def _cell(ran: Ran, tally: _Tally) -> _Html:
     parts += [_el("h4", "How it was made"), _manifested(ran)]
     return _el("section", _el("h3", ran.name), *parts, class_="cell", id=tally.id("cell", ran.name))
 
-# %% ../nbs/12b_report.ipynb #7a2c5283
-_MARKS = {"holds": "good", "does not hold": "bad", "does not hold throughout": "bad", "reversed": "bad", "not run": "none"}
+# %% ../nbs/12b_report.ipynb #7c7bfe5e
+_MARKS = {"holds": "good", "reversed": "bad", "not run": "none"}
 
-def _verdict(text: str) -> _Html: return _el("span", text, class_=_MARKS.get(text, "mixed"))
+def _verdict(text: str) -> _Html: return _el("span", text, class_="bad" if text.startswith("does not hold") else _MARKS.get(text, "mixed"))
 
 def _verdicts(cells: list[Ran], figures: str | Path | None) -> "tuple[list[dict[str, str]], str]": # rows, and what is wrong
     try:
@@ -410,15 +421,15 @@ def _overview(cells: list[Ran], older: list[str], verdicts: list[dict[str, str]]
         for n, claim in CLAIMS.items():
             said = list(dict.fromkeys((r["score"], r["on"].partition(",")[0].partition(";")[0], r["verdict"]) for r in verdicts if str(r["claim"]).startswith(f"{n}.")))
             lines = [_all([f"{score or 'Theory'}, {on}: " if v != "not run" else "", _verdict(v)]) for score, on, v in said] if n != 5 else [_all([f"{sum(v == x for *_, v in said)} of {len(said)}: " if len(said) > 1 else "", _verdict(x)]) for x in dict.fromkeys(v for *_, v in said)]
-            items.append(_el("li", _el("p", f"{n}. ", _el("a", claim, href=f"#claim-{n}")), _el("p", *(x if not i else _all([_el("br"), x]) for i, x in enumerate(lines)), class_="said")))
+            items.append(_el("li", _el("p", _el("a", f"{n}. {claim}", href=f"#claim-{n}")), _el("p", *(x if not i else _all([_el("br"), x]) for i, x in enumerate(lines)), class_="said")))
         parts += [_el("h3", "Do the paper's claims hold here?"), _el("ul", *items, class_="claims")]
     for ran in cells:
         try: told = json.loads((ran.folder / "recommendation.json").read_text(encoding="utf-8")) if "recommendation.json" in ran.manifest["files"] else None
         except (OSError, ValueError): continue
         if isinstance(told, dict) and isinstance(told.get("text"), str): parts += [_el("h3", "By which score to choose a source"), _el("p", told["text"].replace("**", ""), class_="advice")]
     if verdicts: parts += [_el("h3", "Every verdict"), _rows(verdicts, "Verdicts")]
-    rows = [[_el("a", c.name, href=f"#{page_of[c.name]}"), "failed" if c.state == "failed" else "finished", c.manifest["notebook"], c.manifest.get("seconds", ""), str(c.manifest.get("started", "")), c.run, sum(n.endswith((".csv", ".parquet")) for n in c.manifest["files"]), sum(n.endswith(".png") for n in c.manifest["files"])] for c in cells]
-    parts += [_el("h3", "Cells of the run"), _table("Cells of the run", ["cell", "state", "notebook", "seconds", "started", "run", "table files", "figures"], rows)]
+    rows = [[_el("a", c.name, href=f"#{page_of[c.name]}"), "failed" if c.state == "failed" else "finished", c.manifest["notebook"], c.manifest.get("seconds", ""), _when(c.manifest), c.run, len({n.rpartition(".")[0] for n in c.manifest["files"] if n.endswith((".csv", ".parquet"))}), sum(n.endswith(".png") for n in c.manifest["files"])] for c in cells]
+    parts += [_el("h3", "Cells of the run"), _table("Cells of the run", ["cell", "state", "notebook", "seconds", "started", "run", "tables", "figures"], rows)]
     if older: parts.append(_el("p", f"Left out, because a later run of the same cell is here: {', '.join(older)}.", class_="note"))
     return _all(parts)
 
@@ -476,7 +487,7 @@ def write_report(
     done, lost = sum(c.state == "ok" for c in cells), sum(c.state == "failed" for c in cells)
     standfirst = f"{_count(done, 'cell')} finished{f', {lost} failed' if lost else ''}{f', {days[0]}' if days else ''}{f' to {days[-1]}' if len(days) > 1 else ''}. Every number here stands in a file of the run; tables can be sorted, filtered and saved."
     if not executed: standfirst += " The folder keeps tables, figures and manifests; executed notebooks are in the folders of runs only."
-    colophon = _el("p", f"Made by eci_sem ({_count(tally.images, 'image')}, {_size(tally.bytes)}, from {_size(tally.before)} without loss; {_count(tally.tables, 'table')}; {_count(tally.notebooks, 'executed notebook')}). This file needs no network. {'Formulas in the notebooks stand as TeX. ' if tally.math else ''}Numbers in tables are shown with four digits; saved tables have all.")
+    colophon = _el("p", f"Made by eci_sem ({_count(tally.images, 'image')}, {_size(tally.bytes)}, from {_size(tally.before)} without loss; {_count(tally.tables, 'table')}; {_count(tally.notebooks, 'executed notebook')}). This file needs no network. {'Formulas in the notebooks stand as TeX. ' if tally.math else ''}Numbers in tables are rounded; saved tables have all digits.")
     script, style, noscript = _part("report.js"), _part("report.css"), ".page[hidden] { display: block; }"
     text = _fill(_part("page.html"), title=title, kicker="eci_sem: hard negatives, ranked before training", standfirst=standfirst, contents=contents, pages=_all(bodies), colophon=colophon,
         script=_Html(script), style=_Html(style), noscript=_Html(noscript), script_hash=_policy(script), style_hash=_policy(style), noscript_hash=_policy(noscript))

@@ -16,14 +16,16 @@ function show(first) {
   for (const a of links) a.hash === "#" + page.id ? a.setAttribute("aria-current", "page") : a.removeAttribute("aria-current");
   document.title = page === pages[0] ? title : page.querySelector("h2").textContent + " \u2013 " + title;
   for (let e = target; e && e !== page; e = e.parentElement) if (e.tagName === "DETAILS") e.open = true;
-  if (target && target !== page) { target.setAttribute("tabindex", "-1"); target.focus({ preventScroll: true }); target.scrollIntoView(); }
+  if (first && page === pages[0] && (!target || target === page)) scrollTo(0, 0);
+  else if (target && target !== page) { target.setAttribute("tabindex", "-1"); target.focus({ preventScroll: true }); target.scrollIntoView(); }
   else if (!first) { page.querySelector("h2").focus({ preventScroll: true }); scrollTo(0, Math.min(scrollY, document.querySelector(".frame").offsetTop)); }
 }
 addEventListener("hashchange", () => show(false));
 show(true);
 
-// numbers are shown with four digits, as in the rows that are there from the start
-function shown(text) {
+// numbers are rounded as in the rows that are there from the start
+function shown(text, decimals) {
+  if (decimals !== undefined && text && Math.abs(Number(text)) < 1e15) return Number(text).toFixed(decimals);
   if (text.length <= 6 || !/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text) || /^[+-]?\d+$/.test(text)) return text;
   const x = Number(text), size = Math.abs(x);
   if (x === 0) return "0";
@@ -80,7 +82,7 @@ for (const box of document.querySelectorAll(".data")) {
     if (wanted.length) say.textContent = `${name}: ${count.textContent}`;
   };
   filter.addEventListener("input", apply);
-  if (rows.length > 4) box.prepend(make("div", { className: "tools" }, make("label", {}, "Filter rows", filter), count));
+  if (rows.length > 7) box.prepend(make("div", { className: "tools" }, make("label", {}, "Filter rows", filter), count));
   filter.setAttribute("aria-label", `Filter rows of ${name}`);
 
   const more = box.querySelector(".more"), link = box.querySelector("a[download]");
@@ -91,7 +93,7 @@ for (const box of document.querySelectorAll(".data")) {
     const [columns, ...found] = parse(await unpack(link)), keep = heads.map(h => columns.indexOf(h.textContent.trim())), looks = heads.map((h, i) => (rows[0] && rows[0].cells[i].className) || "");
     rows = found.map(r => {
       const tr = document.createElement("tr");
-      keep.forEach((k, i) => { const raw = r[k] ?? "", text = looks[i] === "n" ? shown(raw) : raw, td = make("td", { className: looks[i], textContent: text }); if (text !== raw) td.dataset.v = raw; tr.append(td); });
+      keep.forEach((k, i) => { const raw = r[k] ?? "", text = looks[i] === "n" ? shown(raw, heads[i].dataset.decimals) : raw, td = make("td", { className: looks[i], textContent: text }); if (text !== raw) td.dataset.v = raw; tr.append(td); });
       return tr;
     });
     body.replaceChildren(...rows);
