@@ -109,7 +109,7 @@ class _Cleaner(HTMLParser):
         a = {k: v or "" for k, v in given}
         kept = {k: a[k] for k in ("colspan", "rowspan") if tag in ("td", "th") and re.fullmatch(r"\d{1,3}", a.get(k, ""))}
         if tag in ("div", "span", "pre") and (names := [c for c in a.get("class", "").split() if _CLASS.fullmatch(c)]): kept["class"] = " ".join(names)
-        if tag == "a" and re.match(r"https?://", a.get("href", "")): kept |= dict(href=a["href"], rel="noreferrer")
+        if tag == "a": kept |= dict(href=a["href"], rel="noreferrer")
         if tag == "img": kept |= dict(src=a.get("src", ""), alt=a.get("alt", ""))
         if tag == "pre": kept["tabindex"] = "0" # what scrolls can be reached by keyboard
         return "".join(f' {k}="{html.escape(v)}"' for k, v in kept.items())
@@ -117,7 +117,7 @@ class _Cleaner(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]):
         if tag in _DROPPED: self.dropped.append(tag)
         if self.dropped or tag not in _KEPT_TAGS: return
-        if tag == "img" and not _IMAGE.fullmatch(dict(attrs).get("src") or ""): return
+        if tag == "img" and not _IMAGE.fullmatch(dict(attrs).get("src") or "") or tag == "a" and not re.match(r"https?://", dict(attrs).get("href") or ""): return
         name = tag
         if re.fullmatch("h[1-6]", tag): self.level = min(int(tag[1]) + 4, self.level + 1, 6); name = f"h{self.level}"
         if tag == "table": self.out.append('<div class="scroll" tabindex="0" role="group" aria-label="Table in the notebook">')
@@ -410,7 +410,7 @@ def _verdicts(cells: list[Ran], figures: str | Path | None) -> "tuple[list[dict[
 def _rows(rows: list[dict[str, str]], label: str, claim: bool = True) -> _Html:
     number = lambda r: str(r["claim"]).partition(".")[0]
     cut = lambda r: [_el("a", f"Claim {number(r)}", href=f"#claim-{number(r)}")] if claim else []
-    return _table(label, [*(["claim"] if claim else []), "score", "on", "result", "verdict"], [[*cut(r), r["score"], r["on"], r["result"], _verdict(r["verdict"])] for r in rows])
+    return _table(label, [*(["claim"] if claim else []), "score", "on", "verdict", "result"], [[*cut(r), r["score"], r["on"], _verdict(r["verdict"]), r["result"]] for r in rows])
 
 def _overview(cells: list[Ran], older: list[str], verdicts: list[dict[str, str]], wrong: str, page_of: dict[str, str]) -> _Html:
     parts, failed = [], [c for c in cells if c.state == "failed"]

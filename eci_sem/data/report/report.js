@@ -13,7 +13,7 @@ function show(first) {
   if (name === "main") { document.getElementById("main").focus(); return; }
   const page = (target && target.closest(".page")) || pages[0];
   for (const p of pages) p.hidden = p !== page;
-  for (const a of links) a.hash === "#" + page.id ? a.setAttribute("aria-current", "page") : a.removeAttribute("aria-current");
+  for (const a of links) if (a.hash === "#" + page.id) { a.setAttribute("aria-current", "page"); a.closest("ul").scrollLeft = a.offsetLeft - 24; } else a.removeAttribute("aria-current");
   document.title = page === pages[0] ? title : page.querySelector("h2").textContent + " \u2013 " + title;
   for (let e = target; e && e !== page; e = e.parentElement) if (e.tagName === "DETAILS") e.open = true;
   if (first && page === pages[0] && (!target || target === page)) scrollTo(0, 0);
