@@ -160,7 +160,7 @@ def _image(data: bytes, kind: str = "png") -> tuple[str, int, int, int]:
             with Image.open(io.BytesIO(data)) as image, io.BytesIO() as f:
                 width, height = image.size
                 if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255): image = image.convert("RGB")
-                image.save(f, "WEBP", lossless=True, quality=40, method=1, exact=True)
+                image.save(f, "WEBP", lossless=True, quality=0, method=1, exact=True)
                 if len(f.getvalue()) < len(data): data, kind = f.getvalue(), "webp"
         except (ImportError, OSError, KeyError, ValueError): pass # as it is, then
     return f"data:image/{'svg+xml' if kind == 'svg' else kind};base64,{base64.b64encode(data).decode()}", width, height, len(data)
