@@ -392,6 +392,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'eci_sem.report._results': ('report.html#_results', 'eci_sem/report.py'),
                                 'eci_sem.report._rows': ('report.html#_rows', 'eci_sem/report.py'),
                                 'eci_sem.report._saved_table': ('report.html#_saved_table', 'eci_sem/report.py'),
+                                'eci_sem.report._seeds': ('report.html#_seeds', 'eci_sem/report.py'),
                                 'eci_sem.report._shown': ('report.html#_shown', 'eci_sem/report.py'),
                                 'eci_sem.report._size': ('report.html#_size', 'eci_sem/report.py'),
                                 'eci_sem.report._slug': ('report.html#_slug', 'eci_sem/report.py'),

@@ -66,6 +66,7 @@ def read_run(
     found = [(p.parent, _manifest(p)) for depth in ("*", "*/*") for p in sorted(base.glob(f"{depth}/manifest.json")) if not any(x.startswith(".") for x in p.relative_to(base).parts)]
     above = sorted({p.parent.parent.name for p, m in [(f / "manifest.json", m) for f, m in found] if p.parent.parent != base and p.parent.parent.name == m.get("profile") and "/" not in m["cell"]})
     if above: raise InputError(f"{run}: holds the runs of whole profiles; name one: {' or '.join((base / a).as_posix() for a in above)}.")
+    if not found and (base / "manifest.json").is_file(): raise InputError(f"{run}: the folder of one cell; name the run's folder that it is in.")
     if not found: raise InputError(f"{run}: nothing is finished in it (no folder with a manifest.json); run 'eci-sem reproduce' first, or name a folder such as runs/offline.")
     latest, older = {}, []
     for folder, m in sorted(found, key=lambda x: (str(x[1].get("started", "")), x[0].name)):
@@ -162,7 +163,7 @@ def _image(data: bytes, kind: str = "png") -> tuple[str, int, int, int]:
                 if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255): image = image.convert("RGB")
                 image.save(f, "WEBP", lossless=True, quality=0, method=1, exact=True)
                 if len(f.getvalue()) < len(data): data, kind = f.getvalue(), "webp"
-        except (ImportError, OSError, KeyError, ValueError): pass # as it is, then
+        except Exception: pass # whatever the file holds: as it is, then
     return f"data:image/{'svg+xml' if kind == 'svg' else kind};base64,{base64.b64encode(data).decode()}", width, height, len(data)
 
 def _drawn(draw: Any) -> str:
@@ -193,6 +194,7 @@ def _power(x: float) -> int:
 def _decimals(texts: list[str]) -> int | None:
     "Decimals that give the largest number of a column four digits, and the smallest two; None where that would be many, or for whole numbers."
     if all(re.fullmatch(r"[+-]?\d+", t) for t in texts): return None
+    if all(re.fullmatch(r"[+-]?\d+(\.0)?", t) for t in texts): return 0 # whole numbers with gaps
     sizes = [x for t in texts if 0 < (x := abs(float(t))) < 1e300] or [1.0]
     wanted = max(3 - _power(max(sizes)), 1 - _power(min(sizes)), 0)
     return wanted if wanted <= 6 else None
@@ -258,7 +260,7 @@ def _read_table(path: Path) -> _Saved | str: # or what is wrong with it
         else:
             data = path.read_bytes()
             rows = [*_csv_rows(io.StringIO(data.decode("utf-8", "replace"), newline=""))]
-    except (OSError, csv.Error, ValueError, KeyError) as e: return f"can't be read ({' '.join(str(e).split())[:200] or type(e).__name__})"
+    except (OSError, csv.Error, ValueError, KeyError, TypeError, NotImplementedError) as e: return f"can't be read ({' '.join(str(e).split())[:200] or type(e).__name__})"
     if not rows: return "is empty"
     wide = len(rows[0])
     return _Saved(rows[0], [[*r[:wide], *[""] * (wide - len(r))] for r in rows[1:]], len(rows) - 1 if total is None else total, data)
@@ -379,7 +381,7 @@ def _cell(ran: Ran, tally: _Tally) -> _Html:
     parts.append(_el("p", *facts, class_="facts"))
     if ran.state == "failed":
         log = ran.folder / "log.txt"
-        tail = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()[-40:] if log.is_file() else []
+        tail = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()[-40:] if "log.txt" in m["files"] and log.is_file() else []
         parts.append(_el("div", _el("p", _el("strong", "Failed."), " ", m.get("error") or "The manifest doesn't say why."), _details("Log", f"its last {_count(len(tail), 'line')}", _el("pre", "\n".join(tail), tabindex=0)) if tail else "", class_="failure"))
     if ran.warnings: parts.append(_el("div", *(_el("p", w + ".") for w in ran.warnings), class_="note"))
     parts.append(_results(ran, tally))
@@ -433,8 +435,10 @@ def _overview(cells: list[Ran], older: list[str], verdicts: list[dict[str, str]]
     if older: parts.append(_el("p", f"Left out, because a later run of the same cell is here: {', '.join(older)}.", class_="note"))
     return _all(parts)
 
+def _seeds(seeds: Any) -> str: return ", ".join(f"{k} {_plain(v)}" for k, v in seeds.items()) if isinstance(seeds, dict) else ""
+
 def _provenance(cells: list[Ran]) -> _Html:
-    rows = [[c.name, c.manifest.get("profile", ""), c.run, _plain(c.manifest.get("seeds", {})), str(c.manifest.get("notebook_sha256", ""))[:12], str(c.manifest.get("package_sha256", ""))[:12]] for c in cells]
+    rows = [[c.name, c.manifest.get("profile", ""), c.run, _seeds(c.manifest.get("seeds")), str(c.manifest.get("notebook_sha256", ""))[:12], str(c.manifest.get("package_sha256", ""))[:12]] for c in cells]
     used: dict[tuple[str, str], list[str]] = {}
     for c in cells:
         for k, v in (c.manifest["versions"].items() if isinstance(c.manifest.get("versions"), dict) else ()): used.setdefault((k, _plain(v)), []).append(c.name)
@@ -465,7 +469,7 @@ def write_report(
     profiles = list(dict.fromkeys(str(c.manifest.get("profile", "")) for c in cells))
     title = title or (f"Run of the profile {profiles[0]}" if len(profiles) == 1 else f"Results of the profiles {', '.join(profiles[:-1])} and {profiles[-1]}")
     pages = [("overview", "Overview", "Overview", "")]
-    pages += [(f"claim-{n}", f"Claim {n}", f"Claim {n}: {claim}", NOTEBOOKS[n]) for n, claim in CLAIMS.items()]
+    pages += [(f"claim-{n}", _all([f"Claim {n} ", _el("span", NOTEBOOKS[n].replace("_", " "), class_="aside")]), f"Claim {n}: {claim}", NOTEBOOKS[n]) for n, claim in CLAIMS.items()]
     others = [k for k in dict.fromkeys(c.notebook for c in cells) if k not in NOTEBOOKS.values()]
     tally.ids |= {"main", "overview", "provenance", *(p for p, *_ in pages)}
     pages += [(tally.id("notebook", k), k.replace("_", " ").capitalize(), f"Notebook {k}", k) for k in others] + [("provenance", "Versions, hashes", "Versions, seeds and hashes", "")]

@@ -118,6 +118,7 @@ def test_folders_that_are_no_run(tmp_path):
     with pytest.raises(InputError, match=f"holds the runs of whole profiles; name one: .*{tmp_path.name}/tiny"): write_report(tmp_path)
     with pytest.raises(InputError, match="a folder; name the file to write, such as .*report.html"): write_report(tmp_path / "tiny", tmp_path)
     with pytest.raises(InputError, match="nofigures: no such folder; expected one of committed results"): write_report(tmp_path / "tiny", figures="nofigures")
+    with pytest.raises(InputError, match="the folder of one cell; name the run's folder"): write_report(tmp_path / "tiny/a-0123456789ab")
     assert write_report(tmp_path / "tiny") == tmp_path / "tiny/report.html"
 
 
@@ -251,7 +252,7 @@ def test_numbers_are_rounded_and_keep_their_order(values):
 
 
 def test_numbers_by_hand():
-    assert report._decimals(["0.1234567", "0.02"]) == 4 and report._decimals(["1", "20"]) is None and report._decimals(["1e-9", "1.5"]) is None
+    assert report._decimals(["0.1234567", "0.02"]) == 4 and report._decimals(["1", "20"]) is None and report._decimals(["1e-9", "1.5"]) is None and report._decimals(["1.0", "20.0"]) == 0
     assert [report._shown(x) for x in ("0.1635670", "0.00001234567", "1234567", "123456.789", "bm25", "", "-0.00000000")] == ["0.1636", "1.235e-5", "1234567", "123457", "bm25", "", "0"]
     assert report._shown("2", 3) == "2.000" and report._shown("", 3) == ""
 
@@ -353,7 +354,7 @@ def test_every_link_within_the_page_leads_somewhere(opened, page):
     p.keyboard.press("Tab"); p.keyboard.press("Enter") # the first thing a keyboard reaches: past the contents
     assert p.evaluate("document.activeElement.id") == "main"
     p.locator(".contents a", has_text="Claim 1").click()
-    assert p.locator(".contents a[aria-current=page]").text_content() == "Claim 1" and "Claim 1: " in p.title()
+    assert p.locator(".contents a[aria-current=page]").text_content() == "Claim 1 ranking" and "Claim 1: " in p.title()
     p.go_back(); p.go_back()
     assert p.locator("#overview").is_visible()
 
