@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterable
 from functools import lru_cache
 from html.parser import HTMLParser
+from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -446,7 +447,7 @@ def _provenance(cells: list[Ran]) -> _Html:
     if used: parts += [_el("h3", "Versions"), _table("Versions", ["package", "version", "cells"], [[k, v, "all" if len(names) == len(cells) else ", ".join(names)] for (k, v), names in used.items()])]
     return _all(parts)
 
-def _part(name: str) -> str: return (Path(__file__).parent / "data/report" / name).read_text(encoding="utf-8")
+def _part(name: str) -> str: return resources.files("eci_sem").joinpath("data/report", name).read_text(encoding="utf-8")
 
 def _policy(text: str) -> str: return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
