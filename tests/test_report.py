@@ -185,12 +185,12 @@ def test_the_same_run_gives_the_same_bytes_and_a_failure_leaves_the_old_file(bat
 
 
 def test_images_keep_their_pixels(batch, page):
-    from PIL import Image, ImageChops
+    from PIL import Image
     (uri,) = {a["src"] for a in Read(page.read_text()).all("img")} # the notebook shows the same figure: once in the bytes that count
     small = base64.b64decode(uri.partition(",")[2])
     original = batch / "ranking-0123456789ab/bars.png"
     one, two = (Image.open(f).convert("RGBA") for f in (io.BytesIO(small), original))
-    assert one.size == two.size and ImageChops.difference(one, two).getbbox() is None and len(small) < original.stat().st_size
+    assert one.size == two.size and one.tobytes() == two.tobytes() and len(small) < original.stat().st_size
 
 
 def test_a_figure_says_what_it_shows(page):
