@@ -370,6 +370,18 @@ def test_it_reads_on_a_phone(opened, page, committed):
         assert p.evaluate("parseFloat(getComputedStyle(document.querySelector('.page p')).fontSize)") >= 13
 
 
+def test_boxes_that_scroll_are_reached_by_key_and_no_others(opened, page):
+    stops = {}
+    for width in (1280, 390):
+        p = opened(page, width, 844)
+        p.evaluate("location.hash = 'claim-1'; document.querySelectorAll('details').forEach(d => d.open = true)")
+        p.wait_for_function("!document.getElementById('claim-1').hidden"); p.wait_for_timeout(200)
+        found = p.locator("#claim-1 :is(.scroll, .plate, pre)").evaluate_all("b => b.map(e => [e.scrollWidth > e.clientWidth || e.scrollHeight > e.clientHeight, e.tabIndex === 0])")
+        assert all(a == b for a, b in found)
+        stops[width] = sum(b for _, b in found)
+    assert 1 <= stops[1280] < stops[390] < len(found)
+
+
 def test_without_scripts_it_is_one_long_page(opened, page):
     p = opened(page, java_script_enabled=False)
     assert p.locator("#claim-5").is_visible() and p.locator("#provenance").is_visible() and p.locator(".tools:visible").count() == 0

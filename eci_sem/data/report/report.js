@@ -20,8 +20,19 @@ function show(first) {
   else if (target && target !== page) { target.setAttribute("tabindex", "-1"); target.focus({ preventScroll: true }); target.scrollIntoView(); }
   else if (!first) { page.querySelector("h2").focus({ preventScroll: true }); scrollTo(0, Math.min(scrollY, document.querySelector(".frame").offsetTop)); }
 }
-addEventListener("hashchange", () => show(false));
+// a box that scrolls is reached by keyboard, one that does not is passed over
+let asked = 0;
+function reach() {
+  asked = 0;
+  for (const e of document.querySelectorAll(".page:not([hidden]) :is(.scroll, .plate, pre)"))
+    if (e.scrollWidth > e.clientWidth || e.scrollHeight > e.clientHeight) e.tabIndex = 0; else e.removeAttribute("tabindex");
+}
+const ask = () => { asked = asked || requestAnimationFrame(reach); };
+addEventListener("hashchange", () => { show(false); ask(); });
+addEventListener("resize", ask);
+document.addEventListener("toggle", ask, true);
 show(true);
+ask();
 
 // numbers are rounded as in the rows that are there from the start
 function shown(text, decimals) {
