@@ -7,6 +7,7 @@ __all__ = ['Patience', 'patience_of_environment', 'Again', 'retry_after', 'persi
 
 # %% ../nbs/00a_download.ipynb #d0000003
 import bz2
+import errno
 import gzip
 import hashlib
 import json
@@ -88,8 +89,8 @@ def persist(
     while True:
         try: return attempt()
         except Again as e:
-            failures = 1 if e.moved else failures + 1
-            pause = min(patience.pause * 2 ** (failures - 1), patience.longest_pause) if e.pause is None else e.pause
+            failures = 0 if e.moved else failures + 1
+            pause = min(patience.pause * 2 ** max(0, failures - 1), patience.longest_pause) if e.pause is None else e.pause
             end = None
             if pause > patience.longest_pause: end = f"{e.why}, and the server asks to wait {pause:,.0f} s (longest pause: {patience.longest_pause:,.0f} s). Run again later"
             elif failures >= (patience.attempts if e.reached else min(2, patience.attempts)): end = f"{e.why}{f', {failures} times in a row' if failures > 1 else ''}. Run again later"
@@ -100,6 +101,7 @@ def persist(
             time.sleep(pause)
 
 # %% ../nbs/00a_download.ipynb #d0000008
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DIGESTS = {"sha256": 64, "md5": 32, "git": 40}
 
 def digest(
@@ -124,7 +126,7 @@ def _alone(part: Path, total: float) -> Iterator[BinaryIO]:
     "The partial file, open for one process at a time."
     start = time.monotonic()
     while True:
-        file = open(part, "ab+")
+        file = open(part, "ab+", buffering=0) # a process that dies loses nothing of what came
         try:
             import fcntl
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -223,7 +225,8 @@ class _Transfer:
             while block := response.raw.read1(1 << 20, decode_content=coded):
                 done += len(block)
                 if limit is not None and done > limit: self.anew(); raise InputError(f"{self.name}: {self.host} sends more than the {limit:,} bytes expected; nothing was kept.")
-                self.file.write(block)
+                rest = memoryview(block)
+                while rest: rest = rest[self.file.write(rest):]
                 bar.update(len(block))
                 if time.monotonic() > self.end: raise InputError(f"{self.name} from {self.host}: {done:,} bytes in the time for it ({self.patience.total:,.0f} s). They are kept: run again to go on.")
         if total is not None and done < total: raise Again(f"the connection to {self.host} ended after {done:,} of {total:,} bytes", moved=done > start)
@@ -256,9 +259,8 @@ def fetch(
             try: persist(job.attempt, f"{path.name} from {job.host}", patience, after)
             except BaseException as e:
                 if not job.here: part.unlink(missing_ok=True)
-                if getattr(e, "errno", None) == 28: raise InputError(f"no space left on the disk while fetching {path.name}: free some and run again; what came is kept.") from e
+                if getattr(e, "errno", None) in _NO_SPACE: raise InputError(f"no space left for {path.name} ({e.strerror}): free some and run again; what came is kept.") from e
                 raise
-            file.flush()
             os.fsync(file.fileno())
             found = digest(part, wanted[0]) if wanted else None
             if not wanted or found == wanted[1]: break
@@ -346,7 +348,7 @@ def unpack(
         os.replace(tmp / "out", folder)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, ValueError, OSError) as e:
         if isinstance(e, InputError): raise
-        if getattr(e, "errno", None) == 28: raise InputError(f"no space left on the disk while unpacking {archive.name}: nothing was kept; free some space and run again.") from e
+        if getattr(e, "errno", None) in _NO_SPACE: raise InputError(f"no space left while unpacking {archive.name} ({e.strerror}): nothing was kept; free some and run again.") from e
         raise InputError(f"{archive.name}: can't be unpacked ({type(e).__name__}: {e}); expected a whole .zip, .tar or .tar.gz. Delete it and fetch it again.") from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return folder
