@@ -65,6 +65,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'eci_sem/collection.py'),
                                     'eci_sem.collection.InputError': ('collection.html#inputerror', 'eci_sem/collection.py'),
                                     'eci_sem.collection.Pair': ('collection.html#pair', 'eci_sem/collection.py'),
+                                    'eci_sem.collection._parts': ('collection.html#_parts', 'eci_sem/collection.py'),
                                     'eci_sem.collection._public': ('collection.html#_public', 'eci_sem/collection.py'),
                                     'eci_sem.collection._qrels': ('collection.html#_qrels', 'eci_sem/collection.py'),
                                     'eci_sem.collection._table': ('collection.html#_table', 'eci_sem/collection.py'),
