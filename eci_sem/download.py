@@ -169,9 +169,9 @@ def _why(error: Exception, host: str, patience: Patience, moved: bool) -> Again:
 
 class _Transfer:
     "A file on its way: the partial file, what is known of it, and one request after another."
-    def __init__(self, url: str, file: BinaryIO, path: Path, size: int | None, most: int | None, headers: dict[str, str], patience: Patience, progress: bool | None, instead: str):
+    def __init__(self, url: str, file: BinaryIO, path: Path, name: str, size: int | None, most: int | None, headers: dict[str, str], patience: Patience, progress: bool | None, instead: str):
         import requests
-        self.url, self.file, self.name, self.host = url, file, path.name, urlsplit(url).netloc.rpartition("@")[2]
+        self.url, self.file, self.name, self.host = url, file, name, urlsplit(url).netloc.rpartition("@")[2]
         self.note, self.size, self.most, self.patience, self.progress, self.instead = path.with_name(f"{path.name}.part.json"), size, most, patience, progress, instead
         self.headers, self.session, self.resumed = {"Accept-Encoding": "identity", **headers}, requests.Session(), False
         self.end = time.monotonic() + patience.total
@@ -241,11 +241,13 @@ def fetch(
     headers: dict[str, str] | None = None, # More headers, e.g. with a token; it is not sent on to another host
     patience: Patience | None = None, # How long and how often; None: the environment's
     progress: bool | None = None, # None: a bar where there is a terminal or a notebook
+    name: str | None = None, # What messages and the bar call the file; None: its final name
     instead: str = "", # For messages: what to do without a network
 ) -> Path: # The path
     "Fetch one file, whole and verified or not at all; a broken download goes on where it stopped. Raises `InputError`. [ours]"
     path, patience, wanted = Path(path), patience or patience_of_environment(), _expected(checksum)
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc: raise InputError(f"the address of {path.name} opens with {url[:8]!r}, expected http:// or https://.")
+    name = name or path.name
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc: raise InputError(f"the address of {name} opens with {url[:8]!r}, expected http:// or https://.")
     if path.exists(): return path
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -253,13 +255,13 @@ def fetch(
         if path.exists(): # another process was first
             part.unlink(missing_ok=True)
             return path
-        job = _Transfer(url, file, path, size, most, headers or {}, patience, progress, instead)
+        job = _Transfer(url, file, path, name, size, most, headers or {}, patience, progress, instead)
         def after() -> str: return "; ".join(t for t in (f"the {job.here:,} bytes that came are kept, and it goes on from there" if job.here else "", instead) if t)
         for last in (False, True):
-            try: persist(job.attempt, f"{path.name} from {job.host}", patience, after)
+            try: persist(job.attempt, f"{name} from {job.host}", patience, after)
             except BaseException as e:
                 if not job.here: part.unlink(missing_ok=True)
-                if getattr(e, "errno", None) in _NO_SPACE: raise InputError(f"no space left for {path.name} ({e.strerror}): free some and run again; what came is kept.") from e
+                if getattr(e, "errno", None) in _NO_SPACE: raise InputError(f"no space left for {name} ({e.strerror}): free some and run again; what came is kept.") from e
                 raise
             os.fsync(file.fileno())
             found = digest(part, wanted[0]) if wanted else None
@@ -268,7 +270,7 @@ def fetch(
             job.anew()
             if last or not resumed: # pieces of two tries get one more, in one piece
                 part.unlink(missing_ok=True)
-                raise InputError(f"{path.name} from {job.host}: its {wanted[0]} is {found[:16]}..., expected {wanted[1][:16]}...: damaged on the way, or another file by now. Nothing was kept; run again{instead and f', or {instead}'}.")
+                raise InputError(f"{name} from {job.host}: its {wanted[0]} is {found[:16]}..., expected {wanted[1][:16]}...: damaged on the way, or another file by now. Nothing was kept; run again{instead and f', or {instead}'}.")
         os.replace(part, path)
         job.note.unlink(missing_ok=True)
     return path

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from .collection import InputError, atomic_path, cache_dir, sha256_text, unknown_name
+from .hub import hub_model, refuse_code
 
 # %% ../nbs/02_encoders.ipynb #2bfca27f
 @dataclass(frozen=True)
@@ -382,10 +383,12 @@ def quiet_loading():
 
 @quiet_loading()
 def _from_folder(folder: Path, pooling: str) -> Any:
+    refuse_code(folder)
     from sentence_transformers import SentenceTransformer
-    if (folder / "modules.json").exists(): return SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True})
+    if (folder / "modules.json").exists(): return SentenceTransformer(str(folder), device="cpu", local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-    body = Transformer(str(folder), model_kwargs={"use_safetensors": True, "local_files_only": True}, processor_kwargs={"local_files_only": True}, config_kwargs={"local_files_only": True})
+    own = {"local_files_only": True, "trust_remote_code": False} # unset, transformers would ask at the terminal whether to run a repository's code
+    body = Transformer(str(folder), model_kwargs={"use_safetensors": True, **own}, processor_kwargs=own, config_kwargs=own)
     return SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension(), pooling_mode=pooling), Normalize()], device="cpu")
 
 def _glove() -> Any:
@@ -429,13 +432,8 @@ def converted_gguf(
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return folder
 
-def _hub_folder(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-    try: return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"], ignore_patterns=["onnx/*", "openvino/*"]))
-    except RepositoryNotFoundError as e: raise InputError(f"no model {name!r} on the hub; expected one of {', '.join(EMBEDDED)}, a local folder, or a hub name such as {', '.join(HUB)}.") from e
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, RuntimeError) as e:
-        raise InputError(f"the model {name!r} is not on this machine and the hub can't be reached ({type(e).__name__}). Without a network: download it elsewhere and give the folder (load_encoder({name!r}, path=...)), or use an embedded model: {', '.join(EMBEDDED)}.") from e
+def _hub_folder(name: str, revision: str | None) -> tuple[Path, str]:
+    return hub_model(name, revision, instead=f"download it elsewhere and give the folder (load_encoder({name!r}, path=...)), or use an embedded model: {', '.join(EMBEDDED)}")
 
 def load_encoder(
     name: str | Path, # "minilm", "smollm2", "glove"; a local folder; or a hub name such as "intfloat/e5-base-v2"
@@ -462,17 +460,18 @@ def load_encoder(
         loaders = {"minilm": lambda: _from_folder(file.parent, "mean"), "smollm2": lambda: _from_folder(converted_gguf(file, spec.sha256), "mean"), "glove": _glove}
         return Encoder(loaders[name], name, weights=spec.sha256, max_length=max_length or spec.max_length, dim=spec.dim, about=about, **prompts, **options)
     family = HUB.get(name, HubFamily())
-    folder = Path(path) if path is not None else Path(name)
+    folder, commit = Path(path) if path is not None else Path(name), None
     if not folder.is_dir():
         if path is not None: raise InputError(f"{folder}: no such folder.")
         if name not in HUB and (name.startswith((".", "/", "~")) or name.count("/") != 1): raise unknown_name("encoder", name, [*EMBEDDED, *HUB])
-        folder = _hub_folder(name, revision)
+        folder, commit = _hub_folder(name, revision)
     if not any(folder.rglob("*.safetensors")):
         pickles = ", ".join(p.name for p in folder.glob("*.bin")) or "no weights"
         raise InputError(f"{folder.name}: no .safetensors file ({pickles} found). Pickled weights are never loaded: convert them once where you trust them, with save_pretrained(..., safe_serialization=True).")
     if not ((folder / "modules.json").exists() or (folder / "config.json").exists()): raise InputError(f"{folder.name}: neither modules.json nor config.json is there; expected a sentence-transformers or a transformers folder.")
+    refuse_code(folder)
     if (folder / "modules.json").exists() and pooling is not None and name not in HUB: raise InputError(f"{folder.name} is a sentence-transformers folder with a pooling of its own: leave pooling={pooling!r} out.")
     chosen = pooling or family.pooling
-    return Encoder(lambda: _from_folder(folder, chosen), name if name in HUB or path is not None else folder.name, weights=_fingerprint_folder(folder), max_length=max_length or (family.max_length if name in HUB else None),
+    return Encoder(lambda: _from_folder(folder, chosen), name if name in HUB or path is not None or commit else folder.name, weights=_fingerprint_folder(folder), max_length=max_length or (family.max_length if name in HUB else None),
         query_prompt=family.query_prompt if query_prompt is None else query_prompt, passage_prompt=family.passage_prompt if passage_prompt is None else passage_prompt,
-        about=dict(pooling="model" if (folder / "modules.json").exists() else chosen, revision=revision), **options)
+        about=dict(pooling="model" if (folder / "modules.json").exists() else chosen, revision=revision, **({"hub": name, "commit": commit} if commit else {})), **options)
