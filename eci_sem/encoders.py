@@ -385,10 +385,14 @@ def quiet_loading():
 def _from_folder(folder: Path, pooling: str) -> Any:
     refuse_code(folder)
     from sentence_transformers import SentenceTransformer
-    if (folder / "modules.json").exists(): return SentenceTransformer(str(folder), device="cpu", local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
     own = {"local_files_only": True, "trust_remote_code": False} # unset, transformers would ask at the terminal whether to run a repository's code
-    body = Transformer(str(folder), model_kwargs={"use_safetensors": True, **own}, processor_kwargs=own, config_kwargs=own)
+    try:
+        if (folder / "modules.json").exists(): return SentenceTransformer(str(folder), device="cpu", model_kwargs={"use_safetensors": True}, **own)
+        body = Transformer(str(folder), model_kwargs={"use_safetensors": True, **own}, processor_kwargs=own, config_kwargs=own)
+    except ValueError as e:
+        if "trust_remote_code" not in str(e): raise
+        raise InputError(f"{folder.name}: the model needs code of its own, which is never run (its architecture is not one of transformers'). If you trust it, load it yourself and pass the model: Encoder(SentenceTransformer(...), name).") from e
     return SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension(), pooling_mode=pooling), Normalize()], device="cpu")
 
 def _glove() -> Any:

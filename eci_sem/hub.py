@@ -47,7 +47,8 @@ class HubAway(InputError):
 
 def _offline() -> bool:
     from huggingface_hub import constants
-    return constants.is_offline_mode()
+    # the library reads the variable once, when it is imported
+    return constants.is_offline_mode() or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 def _endpoint() -> str:
     from huggingface_hub import constants
@@ -64,16 +65,16 @@ def list_files(
 ) -> Listing:
     "Ask the hub which commit a revision is, and which files it has. Raises `InputError`. [ours]"
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
     patience, api, at = patience or patience_of_environment(), HfApi(endpoint=_endpoint()), f", revision {revision!r}," if revision else ""
     then = f" {instead[0].upper()}{instead[1:]}." if instead else ""
+    if _offline(): raise HubAway(f"the {kind} {repo!r}{at} is not on this machine and the hub can't be reached (HF_HUB_OFFLINE is set). Unset it, or {instead or 'give a local folder'}.")
     def attempt() -> Any:
         try: return (api.model_info if kind == "model" else api.dataset_info)(repo, revision=revision, files_metadata=True, timeout=patience.timeout)
         except GatedRepoError as e: raise InputError(f"the {kind} {repo!r} is gated: accept its terms on its page and set HF_TOKEN to a token of that account.{then}") from e
         except RevisionNotFoundError as e: raise InputError(f"the {kind} {repo!r} has no revision {revision or 'main'!r}: give a branch, a tag or a commit of its page.{then}") from e
         except RepositoryNotFoundError as e: raise InputError(f"no {kind} {repo!r} on the hub (or it is private: set HF_TOKEN); check the name.{then}") from e
         except HFValidationError as e: raise InputError(f"{repo!r} is no name of a {kind} on the hub; expected organisation/name.{then}") from e
-        except OfflineModeIsEnabled as e: raise HubAway(f"the {kind} {repo!r}{at} is not on this machine and the hub can't be reached (HF_HUB_OFFLINE is set). Unset it, or {instead or 'give a local folder'}.") from e
         except HfHubHTTPError as e:
             status = e.response.status_code
             if status in (408, 425, 429) or status >= 500: raise Again(f"it answers {status}", retry_after(e.response.headers.get("Retry-After"))) from e
@@ -103,12 +104,13 @@ def _home(repo: str, kind: str) -> Path:
 
 def _note(home: Path, commit: str) -> Path: return cache_dir() / "hub" / home.name / f"{commit}.json"
 
-def _checked(home: Path, commit: str) -> dict[str, int]:
-    "Files of a commit that were checked against the hub's hashes and are still there at their size."
-    try: known = json.loads(_note(home, commit).read_text(encoding="utf-8"))
-    except (OSError, ValueError): return {}
-    folder = home / "snapshots" / commit
-    return {n: s for n, s in known.items() if (folder / n).is_file() and (folder / n).stat().st_size == s} if isinstance(known, dict) else {}
+def _noted(home: Path, commit: str) -> tuple[dict[str, int], bool]:
+    "Files of a commit that were checked against the hub's hashes and are there at their size; and whether that is all a model has."
+    try: note = json.loads(_note(home, commit).read_text(encoding="utf-8"))
+    except (OSError, ValueError): return {}, False
+    known, folder = note.get("files", {}) if isinstance(note, dict) else {}, home / "snapshots" / commit
+    found = {n: s for n, s in known.items() if (folder / n).is_file() and (folder / n).stat().st_size == s}
+    return found, bool(known) and note.get("whole") is True and len(found) == len(known)
 
 def _link(blob: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -118,11 +120,11 @@ def _link(blob: Path, place: Path) -> None:
     except OSError: shutil.copyfile(blob, tmp) # a file system without links
     os.replace(tmp, place)
 
-def _bring(home: Path, listing: Listing, files: list[HubFile], patience: Patience, progress: bool | None, instead: str) -> Path:
+def _bring(home: Path, listing: Listing, files: list[HubFile], whole: bool, patience: Patience, progress: bool | None, instead: str) -> Path:
     "Fetch and check what is not there, then link it all into the commit's folder, weights last."
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers
-    folder, checked = home / "snapshots" / listing.commit, _checked(home, listing.commit)
+    folder, (checked, was_whole) = home / "snapshots" / listing.commit, _noted(home, listing.commit)
     todo, headers = [f for f in files if f.name not in checked], build_hf_headers(library_name="eci_sem")
     for f in todo:
         blob, kind = home / "blobs" / f.blob, f.checksum.partition(":")[0]
@@ -130,7 +132,7 @@ def _bring(home: Path, listing: Listing, files: list[HubFile], patience: Patienc
         if blob.exists() and digest(blob, kind) != f.blob: blob.unlink()
         fetch(hf_hub_url(listing.repo, f.name, repo_type=listing.kind, revision=listing.commit, endpoint=_endpoint()), blob, checksum=f.checksum, size=f.size, headers=headers, patience=patience, progress=progress, name=f"{listing.repo}/{f.name}", instead=instead)
     for f in sorted(todo, key=lambda f: (f.name.endswith(".safetensors"), f.name)): _link(home / "blobs" / f.blob, folder / f.name)
-    if todo: write_text(_note(home, listing.commit), json.dumps(checked | {f.name: (folder / f.name).stat().st_size for f in todo}, indent=1))
+    if todo or (whole and not was_whole): write_text(_note(home, listing.commit), json.dumps(dict(whole=whole or was_whole, files=checked | {f.name: (folder / f.name).stat().st_size for f in todo}), indent=1))
     return folder
 
 def _remember(home: Path, revision: str | None, commit: str) -> None:
@@ -171,7 +173,7 @@ def hub_model(
     "A model by name, verified and cached; a broken download goes on where it stopped. Raises `InputError`. [ours]"
     home, patience = _home(repo, "model"), patience or patience_of_environment()
     def here(commit: str | None) -> bool: return bool(commit) and any((home / "snapshots" / commit).rglob("*.safetensors")) and not missing_weights(home / "snapshots" / commit)
-    if _is_commit(revision) and _checked(home, revision) and here(revision): return home / "snapshots" / revision, revision
+    if _is_commit(revision) and _noted(home, revision)[1]: return home / "snapshots" / revision, revision
     try: listing = list_files(repo, revision, "model", patience, instead)
     except HubAway:
         if not here(commit := _last(home, revision)): raise
@@ -180,7 +182,7 @@ def hub_model(
     if not any(f.name.endswith(".safetensors") for f in files):
         pickles = ", ".join(f.name for f in listing.files if f.name.endswith((".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"))) or "no weights"
         raise InputError(f"{repo} at {listing.commit[:12]}: no .safetensors file ({pickles} found). Pickled weights are never loaded: look among its pull requests for one that adds safetensors and give it as revision='refs/pr/NUMBER', or convert them once where you trust them and give the folder.")
-    folder = _bring(home, listing, files, patience, progress, instead)
+    folder = _bring(home, listing, files, True, patience, progress, instead)
     _remember(home, revision, listing.commit)
     return folder, listing.commit
 
@@ -197,15 +199,15 @@ def hub_file(
     "One file of a repository, verified and cached. Raises `InputError`. [ours]"
     home, patience = _home(repo, kind), patience or patience_of_environment()
     place = safe_name(name, repo)
-    if _is_commit(revision) and name in _checked(home, revision): return home / "snapshots" / revision / place, revision
+    if _is_commit(revision) and name in _noted(home, revision)[0]: return home / "snapshots" / revision / place, revision
     try: listing = list_files(repo, revision, kind, patience, instead)
     except HubAway:
         commit = _last(home, revision)
         if not commit or not (home / "snapshots" / commit / place).is_file(): raise
         return home / "snapshots" / commit / place, _as_cached(repo, revision, commit)
     files = [f for f in listing.files if f.name == name]
-    if not files: raise InputError(f"{repo} at {listing.commit[:12]}: no file {name!r}; found {', '.join(f.name for f in listing.files[:20]) or 'none'}.")
-    folder = _bring(home, listing, files, patience, progress, instead)
+    if not files: raise InputError(f"{repo} at {listing.commit[:12]}: no file {name!r}; found {', '.join(sorted(f.name for f in listing.files)[:20]) or 'none'}.")
+    folder = _bring(home, listing, files, False, patience, progress, instead)
     _remember(home, revision, listing.commit)
     return folder / place, listing.commit
 
@@ -227,8 +229,8 @@ def refuse_code(
         names = _classes(found)
         # a plain config.json names its tokenizer without a module; a dotted name is one to import
         if isinstance(found, dict) and "." in str(found.get("tokenizer_class") or ""): names.append(found["tokenizer_class"])
-        bad = next((c for c in names if not isinstance(c, str) or not re.fullmatch(r"sentence_transformers(\.[A-Za-z_]\w*)+", c)), None)
-        if bad is not None: raise InputError(f"{folder.name}/{path.relative_to(folder).as_posix()}: names the class {bad!r}, which is not part of sentence-transformers; loading it would run the code of that repository, which is never done. If you trust it, load it yourself and pass the model: Encoder(SentenceTransformer(...), name).")
+        bad = [c for c in names if not isinstance(c, str) or not re.fullmatch(r"sentence_transformers(\.[A-Za-z_]\w*)+", c)]
+        if bad: raise InputError(f"{folder.name}/{path.relative_to(folder).as_posix()}: names the class {bad[0]!r}, which is not part of sentence-transformers; loading it would run the code of that repository, which is never done. If you trust it, load it yourself and pass the model: Encoder(SentenceTransformer(...), name).")
 
 # %% ../nbs/00b_hub.ipynb #b000000b
 MSMARCO_NEGATIVES = ("sentence-transformers/msmarco-hard-negatives", "msmarco-hard-negatives.jsonl.gz")

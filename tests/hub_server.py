@@ -99,6 +99,9 @@ class HubServer:
         h.send_response(status)
         for k, v in headers.items(): h.send_header(k, v)
         h.send_header("Content-Length", str(len(body)))
+        # one request a connection: a server that is closed is gone for clients too
+        h.send_header("Connection", "close")
+        h.close_connection = True
         h.end_headers()
         if h.command == "HEAD": return
         part = body if fault.after is None else body[:fault.after]
@@ -108,7 +111,6 @@ class HubServer:
             record.sent = len(part)
         except OSError: pass
         if fault.after is None: return
-        h.close_connection = True
         if fault.how == "stall":
             # until the client hangs up, or the test is over
             h.connection.settimeout(0.05)
