@@ -172,7 +172,7 @@ def hub_model(
 ) -> tuple[Path, str]: # The folder of the files that an encoder is read from, and the commit
     "A model by name, verified and cached; a broken download goes on where it stopped. Raises `InputError`. [ours]"
     home, patience = _home(repo, "model"), patience or patience_of_environment()
-    def here(commit: str | None) -> bool: return bool(commit) and any((home / "snapshots" / commit).rglob("*.safetensors")) and not missing_weights(home / "snapshots" / commit)
+    def here(commit: str | None) -> bool: return bool(commit) and any((home / "snapshots" / commit / n).is_file() for n in ("modules.json", "config.json")) and any((home / "snapshots" / commit).rglob("*.safetensors")) and not missing_weights(home / "snapshots" / commit)
     if _is_commit(revision) and _noted(home, revision)[1]: return home / "snapshots" / revision, revision
     try: listing = list_files(repo, revision, "model", patience, instead)
     except HubAway:
