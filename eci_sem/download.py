@@ -126,14 +126,18 @@ def _alone(part: Path, total: float) -> Iterator[BinaryIO]:
     "The partial file, open for one process at a time."
     start = time.monotonic()
     while True:
-        file = open(part, "ab+", buffering=0) # a process that dies loses nothing of what came
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            file = open(part, "ab+", buffering=0) # a process that dies loses nothing of what came
+        except OSError as e: raise InputError(f"{part.parent}: can't be written to ({e.strerror}); set ECI_SEM_CACHE (HF_HOME for the hub) to a folder that can.") from e
         try:
             import fcntl
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # who held it before may have given it its final name
             if part.exists() and os.fstat(file.fileno()).st_ino == part.stat().st_ino: break
         except ImportError: break # no such locks on this system
-        except OSError: pass
+        except OSError as e:
+            if e.errno not in (errno.EAGAIN, errno.EACCES, errno.ENOENT): break # nor on this file system
         file.close()
         if time.monotonic() - start > total: raise InputError(f"{part.name}: another process has been fetching this file for {total:,.0f} s; wait for it or end it.")
         time.sleep(0.1)
@@ -216,7 +220,7 @@ class _Transfer:
         total = self.size if total is None else total
         limit = min((n for n in (total, self.most) if n is not None), default=None)
         if self.most is not None and (total or 0) > self.most: raise InputError(f"{self.name}: {total:,} bytes on {self.host}, more than the limit of {self.most:,}.")
-        if total is not None and shutil.disk_usage(self.note.parent).free < total - done: raise InputError(f"{self.name}: {total - done:,} bytes to fetch, and the disk has {shutil.disk_usage(self.note.parent).free:,} free: free some space, or set ECI_SEM_CACHE to a folder on another disk.")
+        if total is not None and shutil.disk_usage(self.note.parent).free < total - done: raise InputError(f"{self.name}: {total - done:,} bytes to fetch, and the disk has {shutil.disk_usage(self.note.parent).free:,} free: free some space, or set ECI_SEM_CACHE (HF_HOME for the hub) to a folder on another disk.")
         if total is not None and not coded: write_text(self.note, json.dumps(dict(url=self.url, etag=tag, size=total)))
         from tqdm.auto import tqdm
         start = done
@@ -250,7 +254,6 @@ def fetch(
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc: raise InputError(f"the address of {name} opens with {url[:8]!r}, expected http:// or https://.")
     if path.exists(): return path
     part = path.with_name(f"{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(part, patience.total) as file:
         if path.exists(): # another process was first
             part.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -113,6 +114,7 @@ def _noted(home: Path, commit: str) -> tuple[dict[str, int], bool]:
     return found, bool(known) and note.get("whole") is True and len(found) == len(known)
 
 def _link(blob: Path, place: Path) -> None:
+    if place.is_file() and place.resolve() == blob.resolve(): return
     place.parent.mkdir(parents=True, exist_ok=True)
     tmp = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     tmp.unlink(missing_ok=True)
@@ -132,13 +134,15 @@ def _bring(home: Path, listing: Listing, files: list[HubFile], whole: bool, pati
         if blob.exists() and digest(blob, kind) != f.blob: blob.unlink()
         fetch(hf_hub_url(listing.repo, f.name, repo_type=listing.kind, revision=listing.commit, endpoint=_endpoint()), blob, checksum=f.checksum, size=f.size, headers=headers, patience=patience, progress=progress, name=f"{listing.repo}/{f.name}", instead=instead)
     for f in sorted(todo, key=lambda f: (f.name.endswith(".safetensors"), f.name)): _link(home / "blobs" / f.blob, folder / f.name)
-    if todo or (whole and not was_whole): write_text(_note(home, listing.commit), json.dumps(dict(whole=whole or was_whole, files=checked | {f.name: (folder / f.name).stat().st_size for f in todo}), indent=1))
+    with suppress(OSError): # a cache that can't be written to costs a second hashing, nothing else
+        if todo or (whole and not was_whole): write_text(_note(home, listing.commit), json.dumps(dict(whole=whole or was_whole, files=checked | {f.name: (folder / f.name).stat().st_size for f in todo}), indent=1))
     return folder
 
 def _remember(home: Path, revision: str | None, commit: str) -> None:
     if _is_commit(revision): return
     ref = home / "refs" / safe_name(revision or "main", f"the revision {revision!r}")
-    if not ref.is_file() or ref.read_text(encoding="utf-8") != commit: write_text(ref, commit)
+    with suppress(OSError):
+        if not ref.is_file() or ref.read_text(encoding="utf-8") != commit: write_text(ref, commit)
 
 def _last(home: Path, revision: str | None) -> str | None:
     "The commit that a revision was the last time."

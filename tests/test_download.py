@@ -235,9 +235,15 @@ def test_a_full_disk_keeps_what_came_and_says_so(server, tmp_path):
     assert get(server, tmp_path / "f.bin").read_bytes() == DATA and sent(server) == [(206, "bytes=100000-", 200_000)]
 
 
+def test_a_folder_that_can_not_be_written_is_one_clear_error(server, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"can't be written to \(.*\); set ECI_SEM_CACHE \(HF_HOME for the hub\) to a folder that can"): get(server, tmp_path / "file/f.bin")
+    assert server.log == []
+
+
 def test_no_room_is_told_before_the_first_byte(server, tmp_path, monkeypatch):
     monkeypatch.setattr(d.shutil, "disk_usage", lambda p: type("U", (), dict(free=1000))())
-    with pytest.raises(InputError, match=r"300,000 bytes to fetch, and the disk has 1,000 free: free some space, or set ECI_SEM_CACHE"): get(server, tmp_path / "f.bin")
+    with pytest.raises(InputError, match=r"300,000 bytes to fetch, and the disk has 1,000 free: free some space, or set ECI_SEM_CACHE \(HF_HOME for the hub\) to a folder on another disk"): get(server, tmp_path / "f.bin")
 
 
 @given(cuts=st.lists(st.tuples(st.integers(0, 5000), st.sampled_from(["close", "reset", "no_range", "429", "500", "whole"])), max_size=6), size=st.integers(0, 5000))

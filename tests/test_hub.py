@@ -100,6 +100,33 @@ def test_one_file_of_a_model_is_not_taken_for_the_model(server):
     assert hub_model(NAME, commit) and server.log == []
 
 
+def test_redirects_to_a_new_name_and_to_a_store_elsewhere(server, tmp_path):
+    # the hub sends an old name on to the new one, with the token; and a large file's bytes come from another host, without it
+    commit = server.add_repo(NAME, FILES)
+    server.fail("/api/models/encoder", Fault(status=307, headers={"Location": f"/api/models/{NAME}"}))
+    for n in WANTED: server.fail(f"/encoder/resolve/{commit}/{n}", Fault(status=307, headers={"Location": f"/{NAME}/resolve/{commit}/{n}"}))
+    with HubServer() as store:
+        store.files["/bytes"] = FILES["model.safetensors"]
+        store.fail("/bytes", Fault(after=30_000, how="reset"))
+        server.fail(f"/{NAME}/resolve/{commit}/model.safetensors", *[Fault(status=302, headers={"Location": f"{store.url.replace('127.0.0.1', 'localhost')}/bytes"})] * 2)
+        server.fail(f"/encoder/resolve/{commit}/model.safetensors", Fault(status=307, headers={"Location": f"/{NAME}/resolve/{commit}/model.safetensors"}))
+        folder, found = hub_model("encoder", progress=False)
+        assert [(s.status, s.range, s.sent) for s in store.log] == [(200, None, 30_000), (206, "bytes=30000-", 21_200)]
+        assert not [s for s in store.log if "Authorization" in s.headers or "authorization" in s.headers]
+    assert found == commit and names(folder) == WANTED
+    assert {s.headers.get("authorization") for s in server.requests(f"/{NAME}/resolve")} == {"Bearer hf_secret"}
+
+
+def test_a_cache_that_can_only_be_read_does(server, tmp_path, monkeypatch):
+    commit = server.add_repo(NAME, FILES)
+    folder, _ = hub_model(NAME, progress=False)
+    shutil.rmtree(tmp_path / "own")
+    def refuse(*args, **kwargs): raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(hub, "write_text", refuse); monkeypatch.setattr(hub.os, "replace", refuse)
+    server.log.clear()
+    assert hub_model(NAME, "main") == (folder, commit) == hub_model(NAME, commit) and gets(server) == []
+
+
 # what goes wrong
 
 @pytest.mark.parametrize("how", ["close", "reset", "stall"])
@@ -276,6 +303,8 @@ SCRIPT = textwrap.dedent("""
                 try: load_encoder(what, cache=False).encode_queries(texts); out[str(what)] = "loaded"
                 except InputError as e: out[Path(what).name + (" hub" if isinstance(what, str) else " local")] = str(e)
         fetched = sorted({s.path.rsplit("/", 1)[1] for s in server.requests("resolve")})
+        asked = [s.path for s in server.log]
+        out["asked twice"] = sorted({p for p in asked if asked.count(p) > 1})
         out["python files fetched"] = [f for f in fetched if f.endswith(".py")]
         # the library finds the same files in the cache, with the hub gone
         server.log.clear()
@@ -298,7 +327,7 @@ def test_encoders_by_name_over_http_give_the_vectors_of_the_folder_and_run_nothi
     for where in ("hub", "local"):
         assert "names the class 'modeling_evil.Model', which is not part of sentence-transformers" in out[f"module {where}"]
         assert "needs code of its own" in out[f"unknown {where}"]
-    assert out["library"] == [3, 32] and out["asked"] == 0 and out["python files fetched"] == [] and out["ran"] == []
+    assert out["library"] == [3, 32] and out["asked"] == 0 and out["python files fetched"] == out["asked twice"] == [] and out["ran"] == []
 
 
 # MS MARCO
