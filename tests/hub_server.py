@@ -24,6 +24,8 @@ class Fault:
     how: str = "close" # "close", "reset", or "stall" (say nothing more until the client leaves)
     body: bytes | None = None # Send these bytes instead, with their true length
     no_range: bool = False # Ignore a Range header
+    no_length: bool = False # Don't say how long the body is: it ends where the connection ends
+    tag: str | None = None # Another entity tag; "": none
 
 
 @dataclass
@@ -87,6 +89,8 @@ class HubServer:
         headers, data = found
         headers = {"Accept-Ranges": "bytes", **headers, **fault.headers}
         if fault.body is not None: data = fault.body
+        if fault.tag is not None: headers["ETag"] = fault.tag
+        if fault.tag == "": del headers["ETag"]
         status, start, ask = 200, 0, h.headers.get("Range")
         if ask and not fault.no_range and h.headers.get("If-Range") in (None, headers.get("ETag")):
             start = int(ask.removeprefix("bytes=").split("-")[0])
@@ -98,7 +102,7 @@ class HubServer:
         record.status = status
         h.send_response(status)
         for k, v in headers.items(): h.send_header(k, v)
-        h.send_header("Content-Length", str(len(body)))
+        if not fault.no_length: h.send_header("Content-Length", str(len(body)))
         # one request a connection: a server that is closed is gone for clients too
         h.send_header("Connection", "close")
         h.close_connection = True

@@ -89,15 +89,41 @@ def broken(server, path, n=100_000):
 
 
 def test_a_file_that_changed_on_the_server_is_started_anew(server, tmp_path):
-    new = DATA[::-1]
-    for same_length, honest in ((True, True), (False, True), (True, False)):
+    # without a checksum: nothing but the answers tells that it is another file
+    new, old_tag = DATA[::-1], f'"{hashlib.md5(DATA).hexdigest()}"'
+    for data, liar in ((new, None), (new[:-7], None),
+            # servers that don't know If-Range send the rest of the other file: told by its tag, or by its length
+            (new, Fault(status=206, headers={"Content-Range": f"bytes 100000-{len(new) - 1}/{len(new)}", "ETag": '"other"'}, body=new[100_000:])),
+            (new[:-7], Fault(status=206, headers={"Content-Range": f"bytes 100000-{len(new) - 8}/{len(new) - 7}", "ETag": old_tag}, body=new[100_000:-7])),
+            (new[:-7], Fault(status=206, headers={"Content-Range": f"bytes 100000-{len(new) - 8}/{len(new) - 7}"}, body=new[100_000:-7])),
+            # and one that sends another part than was asked for
+            (new, Fault(status=206, headers={"Content-Range": f"bytes 0-{len(new) - 1}/{len(new)}", "ETag": old_tag}, body=new))):
         broken(server, tmp_path / "f.bin")
-        server.files["/f.bin"] = data = new if same_length else new[:-7]
-        # the dishonest server doesn't know If-Range: it sends the rest of another file
-        if not honest: server.faults["/f.bin"] = [Fault(status=206, headers={"Content-Range": f"bytes 100000-{len(data) - 1}/{len(data)}", "ETag": '"other"'}, body=data[100_000:])]
-        assert get(server, tmp_path / "f.bin", checksum=f"sha256:{hashlib.sha256(data).hexdigest()}").read_bytes() == data
+        server.files["/f.bin"], server.faults["/f.bin"] = data, [liar] if liar else []
+        assert get(server, tmp_path / "f.bin", checksum=None).read_bytes() == data
         assert server.log[0].range == "bytes=100000-" and server.log[-1].status == 200
         (tmp_path / "f.bin").unlink(); server.files["/f.bin"] = DATA
+
+
+def test_a_body_of_unknown_length_is_held_against_the_size_that_is_known(server, tmp_path):
+    server.fail("/f.bin", Fault(no_length=True, after=1000))
+    assert get(server, tmp_path / "f.bin", size=len(DATA)).read_bytes() == DATA and [(s.status, s.range) for s in server.log] == [(200, None), (206, "bytes=1000-")]
+    server.fail("/f.bin", Fault(no_length=True))
+    with pytest.raises(InputError, match="sends more than the 299,999 bytes expected; nothing was kept"): get(server, tmp_path / "g.bin", size=len(DATA) - 1)
+    server.fail("/f.bin", Fault(no_length=True))
+    with pytest.raises(InputError, match="sends more than the 10 bytes expected"): get(server, tmp_path / "g.bin", most=10)
+    assert os.listdir(tmp_path) == ["f.bin"]
+    # nothing known: taken as it comes, and never resumed
+    server.log.clear(); server.fail("/f.bin", Fault(no_length=True, tag=""))
+    assert get(server, tmp_path / "h.bin", checksum=None).read_bytes() == DATA
+
+
+def test_a_weak_tag_is_not_sent_but_compared(server, tmp_path):
+    server.fail("/f.bin", Fault(after=1000, tag='W/"a"'), Fault(tag='W/"a"'))
+    assert get(server, tmp_path / "f.bin").read_bytes() == DATA
+    assert "If-Range" not in server.log[1].headers and [(s.status, s.range) for s in server.log] == [(200, None), (206, "bytes=1000-")]
+    server.log.clear(); server.fail("/f.bin", Fault(after=1000, tag='W/"a"'), Fault(tag='W/"b"'), Fault(tag='W/"b"'))
+    assert get(server, tmp_path / "g.bin", checksum=None).read_bytes() == DATA and [s.status for s in server.log] == [200, 206, 200]
 
 
 def test_a_server_without_ranges_and_one_whose_file_shrank(server, tmp_path):

@@ -117,6 +117,15 @@ def test_redirects_to_a_new_name_and_to_a_store_elsewhere(server, tmp_path):
     assert {s.headers.get("authorization") for s in server.requests(f"/{NAME}/resolve")} == {"Bearer hf_secret"}
 
 
+def test_weights_are_linked_last(server, monkeypatch):
+    # a process that dies in between leaves a folder that doesn't pass for a model
+    server.add_repo(NAME, FILES)
+    seen, link = [], hub._link
+    monkeypatch.setattr(hub, "_link", lambda blob, place: (seen.append(place.name), link(blob, place)))
+    hub_model(NAME, progress=False)
+    assert sorted(seen) == sorted(Path(n).name for n in WANTED) and seen[-1] == "model.safetensors"
+
+
 def test_a_cache_that_can_only_be_read_does(server, tmp_path, monkeypatch):
     commit = server.add_repo(NAME, FILES)
     folder, _ = hub_model(NAME, progress=False)
