@@ -364,11 +364,12 @@ class HubFamily:
     query_prompt: str = "" # Put before a query
     passage_prompt: str = "" # Put before a passage
     max_length: int = 512 # Tokens, special ones included
+    revision: str | None = None # Commit that is fetched when no revision is asked for
 
 HUB: dict[str, HubFamily] = {
-    "distilbert-base-uncased": HubFamily(),
-    "intfloat/e5-base-v2": HubFamily(query_prompt="query: ", passage_prompt="passage: "),
-    "facebook/contriever": HubFamily(),
+    "distilbert-base-uncased": HubFamily(revision="12040accade4e8a0f71eabdb258fecc2e7e948be"),
+    "intfloat/e5-base-v2": HubFamily(query_prompt="query: ", passage_prompt="passage: ", revision="f52bf8ec8c7124536f0efb74aca902b2995e5bcd"),
+    "facebook/contriever": HubFamily(revision="970b380340c2e3fac6eba814e23e906e3635c8ae"), # pull request 1: the main branch has pickled weights only
 }
 
 @contextmanager
@@ -443,7 +444,7 @@ def load_encoder(
     name: str | Path, # "minilm", "smollm2", "glove"; a local folder; or a hub name such as "intfloat/e5-base-v2"
     *,
     path: str | Path | None = None, # A local folder to read a hub family from
-    revision: str | None = None, # Commit or tag on the hub
+    revision: str | None = None, # Commit, tag or branch on the hub; None: the family's own commit, else the main branch
     pooling: str | None = None, # "mean" or "cls" for a plain transformers folder; None: the family's own, else "mean"
     query_prompt: str | None = None, # None: the family's own
     passage_prompt: str | None = None, # None: the family's own
@@ -468,6 +469,7 @@ def load_encoder(
     if not folder.is_dir():
         if path is not None: raise InputError(f"{folder}: no such folder.")
         if name not in HUB and (name.startswith((".", "/", "~")) or name.count("/") != 1): raise unknown_name("encoder", name, [*EMBEDDED, *HUB])
+        revision = revision or family.revision
         folder, commit = _hub_folder(name, revision)
     if not any(folder.rglob("*.safetensors")):
         pickles = ", ".join(p.name for p in folder.glob("*.bin")) or "no weights"

@@ -130,11 +130,12 @@ class HubServer:
             h.connection.close()
 
     def missing(self, path: str) -> str:
-        parts = unquote(path).strip("/").split("/")
-        repo = "/".join(parts[2:4]) if parts[0] == "api" else "/".join(parts[:2])
-        kind = parts[1] if parts[0] == "api" and len(parts) > 1 else "models"
+        parts = [unquote(p) for p in path.strip("/").split("/")]
+        api = parts[0] == "api"
+        kind, parts = (parts[1], parts[2:]) if api else ("datasets", parts[1:]) if parts[0] == "datasets" else ("models", parts)
+        repo = "/".join(parts[:next((i for i, p in enumerate(parts) if p in ("revision", "resolve")), len(parts))])
         if f"{kind}/{repo}" not in self.repos: return "RepoNotFound"
-        return "RevisionNotFound" if parts[0] == "api" else "EntryNotFound"
+        return "RevisionNotFound" if api else "EntryNotFound"
 
     def find(self, path: str) -> tuple[dict, bytes] | None:
         "Headers and bytes for a path, or None."

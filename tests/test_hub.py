@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -337,6 +338,17 @@ def test_encoders_by_name_over_http_give_the_vectors_of_the_folder_and_run_nothi
         assert "names the class 'modeling_evil.Model', which is not part of sentence-transformers" in out[f"module {where}"]
         assert "needs code of its own" in out[f"unknown {where}"]
     assert out["library"] == [3, 32] and out["asked"] == 0 and out["python files fetched"] == out["asked twice"] == [] and out["ran"] == []
+
+
+def test_the_families_of_the_paper_are_asked_for_at_a_pinned_commit(server):
+    from eci_sem.encoders import HUB, load_encoder
+    assert all(re.fullmatch("[0-9a-f]{40}", f.revision) for f in HUB.values())
+    for name, family in HUB.items():
+        server.add_repo(name, FILES)
+        with pytest.raises(InputError, match=f"the model '{name}' has no revision '{family.revision}'"): load_encoder(name)
+        assert server.log[-1].path == f"/api/models/{name}/revision/{family.revision}"
+    encoder = load_encoder("distilbert-base-uncased", revision="main", cache=False)
+    assert encoder.about["revision"] == "main" and encoder.about["commit"] == server.repos["models/distilbert-base-uncased"]["refs"]["main"]
 
 
 # MS MARCO
