@@ -287,7 +287,7 @@ def safe_name(
 ) -> PurePosixPath: # Relative, without "." and ".."
     "A file's place in its folder. Raises `InputError` for one that leaves it. [ours]"
     path = PurePosixPath(name)
-    if not name or "\\" in name or "\0" in name or path.is_absolute() or re.match("[A-Za-z]:", name) or ".." in path.parts or not path.parts: raise InputError(f"{where}: holds {name!r}, which leaves its folder; expected relative names without '..'. Nothing was unpacked.")
+    if not name or "\\" in name or "\0" in name or path.is_absolute() or re.match("[A-Za-z]:", name) or ".." in path.parts or not path.parts: raise InputError(f"{where}: holds {name!r}, which leaves its folder; expected relative names without '..'. Nothing was written.")
     return path
 
 class _Head:

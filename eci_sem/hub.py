@@ -80,7 +80,7 @@ def list_files(
             status = e.response.status_code
             if status in (408, 425, 429) or status >= 500: raise Again(f"it answers {status}", retry_after(e.response.headers.get("Retry-After"))) from e
             raise InputError(f"the {kind} {repo!r}: the hub answers {status}, expected its list of files.{then}") from e
-        except (ValueError, TypeError, KeyError) as e: raise InputError(f"the {kind} {repo!r}: {_endpoint()} does not answer as a hub does ({type(e).__name__}); check HF_ENDPOINT and the proxy.{then}") from e
+        except (ValueError, TypeError, KeyError, AttributeError) as e: raise InputError(f"the {kind} {repo!r}: {_endpoint()} does not answer as a hub does ({type(e).__name__}); check HF_ENDPOINT and the proxy.{then}") from e
         except Exception as e:
             # httpx's own errors, whichever version of it the library brings
             if not type(e).__module__.startswith("httpx"): raise
@@ -90,12 +90,12 @@ def list_files(
         if not isinstance(e.__cause__, Again): raise
         state, reason = "is busy" if e.__cause__.why.startswith("it answers") else "can't be reached", str(e).removeprefix("hub: ").replace(". Run again later", "").rstrip(".")
         raise HubAway(f"the {kind} {repo!r}{at} is not on this machine and the hub {state} ({reason}). Run again later, or {instead or 'give a local folder'}.") from e
-    if not _is_commit(info.sha): raise InputError(f"the {kind} {repo!r}: {_endpoint()} names no commit ({info.sha!r}); check HF_ENDPOINT.")
+    if not isinstance(info.sha, str) or not _is_commit(info.sha): raise InputError(f"the {kind} {repo!r}: {_endpoint()} names no commit ({info.sha!r}); check HF_ENDPOINT.")
     files = []
     for s in info.siblings or ():
-        sha = s.lfs.sha256 if s.lfs else s.blob_id
-        if not re.fullmatch("[0-9a-f]{64}" if s.lfs else "[0-9a-f]{40}", sha or ""): raise InputError(f"the {kind} {repo!r}: the hub gives no hash for {s.rfilename!r}; check HF_ENDPOINT.")
-        files.append(HubFile(safe_name(s.rfilename, f"the {kind} {repo!r}").as_posix(), s.lfs.size if s.lfs else s.size, f"{'sha256' if s.lfs else 'git'}:{sha}"))
+        sha, size = (s.lfs.sha256, s.lfs.size) if s.lfs else (s.blob_id, s.size)
+        if not isinstance(s.rfilename, str) or not isinstance(sha, str) or not re.fullmatch("[0-9a-f]{64}" if s.lfs else "[0-9a-f]{40}", sha): raise InputError(f"the {kind} {repo!r}: the hub gives no hash for {s.rfilename!r}; check HF_ENDPOINT.")
+        files.append(HubFile(safe_name(s.rfilename, f"the {kind} {repo!r}").as_posix(), size if isinstance(size, int) else None, f"{'sha256' if s.lfs else 'git'}:{sha}"))
     return Listing(repo, kind, info.sha, tuple(files))
 
 # %% ../nbs/00b_hub.ipynb #b0000006

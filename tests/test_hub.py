@@ -13,6 +13,8 @@ import warnings
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from huggingface_hub import constants, snapshot_download
 
 from eci_sem import hub
@@ -206,6 +208,22 @@ def test_a_hub_that_stalls_breaks_off_or_is_no_hub(server):
         with pytest.raises(InputError, match=message): hub_model(NAME)
         assert time.monotonic() - start < 4
         server.faults.clear()
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["", "a", "a/b.json", "../x", "a" * 40, "b" * 64]), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["rfilename", "size", "blobId", "lfs", "sha256", "pointerSize"]), x, max_size=4), max_leaves=6)
+
+
+@given(field=st.sampled_from(["sha", "siblings", "lfs", "rfilename", "blobId", "size", "id", "tags", "whole"]), value=JSON)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_hub_answers_is_a_listing_or_one_clear_error(server, field, value):
+    info = dict(id=NAME, sha="c" * 40, siblings=[dict(rfilename="config.json", size=2, blobId="a" * 40), dict(rfilename="m.safetensors", size=2, blobId="a" * 40, lfs=dict(sha256="b" * 64, size=2, pointerSize=1))])
+    if field in ("lfs", "rfilename", "blobId", "size"): info["siblings"][1][field] = value
+    elif field != "whole": info[field] = value
+    server.fail(f"/api/models/{NAME}", Fault(body=json.dumps(value if field == "whole" else info).encode()))
+    try: listing = list_files(NAME)
+    except InputError as e: assert len(str(e)) < 500
+    else: assert all(not f.name.startswith("/") and ".." not in f.name and re.fullmatch("(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})", f.checksum) for f in listing.files)
+    server.faults.clear()
 
 
 def test_without_the_hub_the_cache_is_used_if_it_is_whole(server, tmp_path, monkeypatch):
