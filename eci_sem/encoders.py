@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from .collection import InputError, atomic_path, cache_dir, sha256_text, unknown_name, write_text
+from .hub import hub_model, refuse_code
 
 # %% ../nbs/02_encoders.ipynb #2bfca27f
 @dataclass(frozen=True)
@@ -377,11 +378,12 @@ class HubFamily:
     query_prompt: str = "" # Put before a query
     passage_prompt: str = "" # Put before a passage
     max_length: int = 512 # Tokens, special ones included
+    revision: str | None = None # Commit that is fetched when no revision is asked for
 
 HUB: dict[str, HubFamily] = {
-    "distilbert-base-uncased": HubFamily(),
-    "intfloat/e5-base-v2": HubFamily(query_prompt="query: ", passage_prompt="passage: "),
-    "facebook/contriever": HubFamily(),
+    "distilbert-base-uncased": HubFamily(revision="12040accade4e8a0f71eabdb258fecc2e7e948be"),
+    "intfloat/e5-base-v2": HubFamily(query_prompt="query: ", passage_prompt="passage: ", revision="f52bf8ec8c7124536f0efb74aca902b2995e5bcd"),
+    "facebook/contriever": HubFamily(revision="970b380340c2e3fac6eba814e23e906e3635c8ae"), # pull request 1: the main branch has pickled weights only
 }
 
 @contextmanager
@@ -396,10 +398,16 @@ def quiet_loading():
 
 @quiet_loading()
 def _from_folder(folder: Path, pooling: str) -> Any:
+    refuse_code(folder)
     from sentence_transformers import SentenceTransformer
-    if (folder / "modules.json").exists(): return SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True})
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-    body = Transformer(str(folder), model_kwargs={"use_safetensors": True, "local_files_only": True}, processor_kwargs={"local_files_only": True}, config_kwargs={"local_files_only": True})
+    own = {"local_files_only": True, "trust_remote_code": False} # unset, transformers would ask at the terminal whether to run a repository's code
+    try:
+        if (folder / "modules.json").exists(): return SentenceTransformer(str(folder), device="cpu", model_kwargs={"use_safetensors": True}, **own)
+        body = Transformer(str(folder), model_kwargs={"use_safetensors": True, **own}, processor_kwargs=own, config_kwargs=own)
+    except ValueError as e:
+        if "trust_remote_code" not in str(e): raise
+        raise InputError(f"{folder.name}: the model needs code of its own, which is never run (its architecture is not one of transformers'). If you trust it, load it yourself and pass the model: Encoder(SentenceTransformer(...), name).") from e
     return SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension(), pooling_mode=pooling), Normalize()], device="cpu")
 
 def _glove() -> Any:
@@ -443,19 +451,14 @@ def converted_gguf(
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return folder
 
-def _hub_folder(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-    try: return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"], ignore_patterns=["onnx/*", "openvino/*"]))
-    except RepositoryNotFoundError as e: raise InputError(f"no model {name!r} on the hub; expected one of {', '.join(EMBEDDED)}, a local folder, or a hub name such as {', '.join(HUB)}.") from e
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, RuntimeError) as e:
-        raise InputError(f"the model {name!r} is not on this machine and the hub can't be reached ({type(e).__name__}). Without a network: download it elsewhere and give the folder (load_encoder({name!r}, path=...)), or use an embedded model: {', '.join(EMBEDDED)}.") from e
+def _hub_folder(name: str, revision: str | None) -> tuple[Path, str]:
+    return hub_model(name, revision, instead=f"download it elsewhere and give the folder (load_encoder({name!r}, path=...)), or use an embedded model: {', '.join(EMBEDDED)}")
 
 def load_encoder(
     name: str | Path, # "minilm", "smollm2", "glove"; a local folder; or a hub name such as "intfloat/e5-base-v2"
     *,
     path: str | Path | None = None, # A local folder to read a hub family from
-    revision: str | None = None, # Commit or tag on the hub
+    revision: str | None = None, # Commit, tag or branch on the hub; None: the family's own commit, else the main branch
     pooling: str | None = None, # "mean" or "cls" for a plain transformers folder; None: the family's own, else "mean"
     query_prompt: str | None = None, # None: the family's own
     passage_prompt: str | None = None, # None: the family's own
@@ -476,17 +479,19 @@ def load_encoder(
         loaders = {"minilm": lambda: _from_folder(file.parent, "mean"), "smollm2": lambda: _from_folder(converted_gguf(file, spec.sha256), "mean"), "glove": _glove}
         return Encoder(loaders[name], name, weights=spec.sha256, max_length=max_length or spec.max_length, dim=spec.dim, about=about, **prompts, **options)
     family = HUB.get(name, HubFamily())
-    folder = Path(path) if path is not None else Path(name)
+    folder, commit = Path(path) if path is not None else Path(name), None
     if not folder.is_dir():
         if path is not None: raise InputError(f"{folder}: no such folder.")
         if name not in HUB and (name.startswith((".", "/", "~")) or name.count("/") != 1): raise unknown_name("encoder", name, [*EMBEDDED, *HUB])
-        folder = _hub_folder(name, revision)
+        revision = revision or family.revision
+        folder, commit = _hub_folder(name, revision)
     if not any(folder.rglob("*.safetensors")):
         pickles = ", ".join(p.name for p in folder.glob("*.bin")) or "no weights"
         raise InputError(f"{folder.name}: no .safetensors file ({pickles} found). Pickled weights are never loaded: convert them once where you trust them, with save_pretrained(..., safe_serialization=True).")
     if not ((folder / "modules.json").exists() or (folder / "config.json").exists()): raise InputError(f"{folder.name}: neither modules.json nor config.json is there; expected a sentence-transformers or a transformers folder.")
+    refuse_code(folder)
     if (folder / "modules.json").exists() and pooling is not None and name not in HUB: raise InputError(f"{folder.name} is a sentence-transformers folder with a pooling of its own: leave pooling={pooling!r} out.")
     chosen = pooling or family.pooling
-    return Encoder(lambda: _from_folder(folder, chosen), name if name in HUB or path is not None else folder.name, weights=_fingerprint_folder(folder), max_length=max_length or (family.max_length if name in HUB else None),
+    return Encoder(lambda: _from_folder(folder, chosen), name if name in HUB or path is not None or commit else folder.name, weights=_fingerprint_folder(folder), max_length=max_length or (family.max_length if name in HUB else None),
         query_prompt=family.query_prompt if query_prompt is None else query_prompt, passage_prompt=family.passage_prompt if passage_prompt is None else passage_prompt,
-        about=dict(pooling="model" if (folder / "modules.json").exists() else chosen, revision=revision), **options)
+        about=dict(pooling="model" if (folder / "modules.json").exists() else chosen, revision=revision, **({"hub": name, "commit": commit} if commit else {})), **options)

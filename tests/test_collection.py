@@ -3,9 +3,10 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-import types
+import zipfile
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from eci_sem import collection as c
 from eci_sem.collection import Collection, InputError, atomic_path, load_beir, load_docstrings, normalise, read_jsonl, seeded_order, sha256_text, split_docstring, unknown_name, write_text
+
+from hub_server import Fault, HubServer
 
 GOOD = {"corpus.jsonl": '{"_id": "d1", "title": "Cats", "text": "Cats purr."}\n{"_id": "d2", "title": "", "text": "Dogs bark."}\n',
     "queries.jsonl": '{"_id": "q1", "text": "what do cats do"}\n{"_id": "q2", "text": "what do dogs do"}\n',
@@ -235,36 +238,70 @@ def test_download_refuses_unknown_names_and_uses_what_is_there(tmp_path):
     assert c.download_beir("scifact", tmp_path) == tmp_path / "scifact"
 
 
-def beir_that(monkeypatch, download_and_unzip):
-    "The real package needs seconds to import; what matters here is what happens around its one function."
-    util = types.ModuleType("beir.util"); util.download_and_unzip = download_and_unzip
-    package = types.ModuleType("beir"); package.util = util
-    monkeypatch.setitem(sys.modules, "beir", package); monkeypatch.setitem(sys.modules, "beir.util", util)
+@pytest.fixture
+def beir_server(monkeypatch):
+    "Archives over HTTP on loopback, without a pause between tries."
+    monkeypatch.setenv("ECI_SEM_NET_PAUSE", "0"); monkeypatch.setenv("ECI_SEM_NET_TIMEOUT", "0.3"); monkeypatch.setenv("ECI_SEM_NET_ATTEMPTS", "2")
+    with HubServer() as server: yield server
 
 
-def test_download_without_a_network_leaves_nothing_behind(tmp_path, monkeypatch):
-    def fail(url, out): (c.Path(out) / "scifact.zip").write_text("half"); raise ConnectionError("no route")
-    beir_that(monkeypatch, fail)
-    with pytest.raises(InputError, match=r"could not fetch the BEIR collection 'scifact' \(ConnectionError\).*use the embedded collection 'docstrings'"): c.download_beir("scifact", tmp_path)
+def zipped(server, tmp, name, parts=("",)):
+    source = tmp / "source"
+    for part in parts: (source / name / part).mkdir(parents=True, exist_ok=True); folder(source / name / part)
+    server.files[f"/{name}.zip"] = open(shutil.make_archive(str(tmp / "made"), "zip", source), "rb").read()
+    shutil.rmtree(source)
+    return server.url + "/{name}.zip"
+
+
+def test_download_without_a_network_says_what_to_do_and_leaves_nothing_behind(tmp_path, beir_server):
+    with pytest.raises(InputError, match=r"scifact.zip: not on .* \(status 404\).*Without a network, put the folder of 'scifact' somewhere and give its path, or use the embedded collection 'docstrings'"): c.download_beir("scifact", tmp_path, beir_server.url + "/{name}.zip")
+    beir_server.__exit__()
+    with pytest.raises(InputError, match=r"scifact.zip from .*: no connection to .* 2 times in a row. Run again later; without a network, put the folder of 'scifact'"): c.download_beir("scifact", tmp_path, beir_server.url + "/{name}.zip")
     assert os.listdir(tmp_path) == []
 
 
-def test_download_puts_a_whole_collection_in_its_place(tmp_path, monkeypatch):
-    seen = []
-    def fetch(url, out): seen.append(url); (c.Path(out) / "scifact").mkdir(); return str(folder(c.Path(out) / "scifact"))
-    beir_that(monkeypatch, fetch)
-    assert load_beir(c.download_beir("scifact", tmp_path)).name == "scifact" and os.listdir(tmp_path) == ["scifact"]
-    c.download_beir("scifact", tmp_path)
-    assert len(seen) == 1 and seen[0].endswith("/scifact.zip")
-    def empty(url, out): (c.Path(out) / "nfcorpus").mkdir(); return str(c.Path(out) / "nfcorpus")
-    beir_that(monkeypatch, empty)
-    with pytest.raises(InputError, match="the archive holds no nfcorpus/corpus.jsonl"): c.download_beir("nfcorpus", tmp_path)
-    assert os.listdir(tmp_path) == ["scifact"]
+def test_download_puts_a_whole_collection_in_its_place(tmp_path, beir_server):
+    url, cache = zipped(beir_server, tmp_path, "scifact"), tmp_path / "cache"
+    for _ in range(2): assert load_beir(c.download_beir("scifact", cache, url)).name == "scifact" and os.listdir(cache) == ["scifact"]
+    assert len(beir_server.log) == 1
+    beir_server.files["/nfcorpus.zip"] = beir_server.files["/scifact.zip"]
+    with pytest.raises(InputError, match="nfcorpus.zip: holds no folder 'nfcorpus'"): c.download_beir("nfcorpus", cache, url)
+    (tmp_path / "empty/nq").mkdir(parents=True); (tmp_path / "empty/nq/queries.jsonl").write_text("{}")
+    beir_server.files["/nq.zip"] = open(shutil.make_archive(str(tmp_path / "made"), "zip", tmp_path / "empty"), "rb").read()
+    with pytest.raises(InputError, match="the archive holds no nq/corpus.jsonl"): c.download_beir("nq", cache, url)
+    assert os.listdir(cache) == ["scifact"]
 
 
-def test_download_without_the_package_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "beir", None); monkeypatch.setitem(sys.modules, "beir.util", None)
-    with pytest.raises(InputError, match=r"pip install 'eci_sem\[beir\]'"): c.download_beir("scifact", tmp_path)
+def test_download_goes_on_where_it_stopped_and_checks_the_archive(tmp_path, beir_server, monkeypatch):
+    url, cache = zipped(beir_server, tmp_path, "scifact"), tmp_path / "cache"
+    whole = beir_server.files["/scifact.zip"]
+    beir_server.fail("/scifact.zip", Fault(after=300), Fault(status=503), Fault(status=503))
+    with pytest.raises(InputError, match="answers 503.*the 300 bytes that came are kept"): c.download_beir("scifact", cache, url)
+    beir_server.log.clear()
+    load_beir(c.download_beir("scifact", cache, url, md5=hashlib.md5(whole).hexdigest()))
+    assert [(s.status, s.range, s.sent) for s in beir_server.log] == [(206, "bytes=300-", len(whole) - 300)]
+    # what is fetched from BEIR itself is held against BEIR's checksum
+    monkeypatch.setattr(c, "BEIR_URL", url)
+    with pytest.raises(InputError, match=f"its md5 is {hashlib.md5(whole).hexdigest()[:16]}..., expected {c.BEIR_MD5['scifact'][:16]}"): c.download_beir("scifact", tmp_path / "other", url)
+    assert os.listdir(tmp_path / "other") == [] and set(c.BEIR_MD5) == set(c.BEIR_NAMES)
+
+
+def test_an_archive_that_wants_out_of_its_folder_is_refused(tmp_path, beir_server):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as z: z.writestr("scifact/corpus.jsonl", "{}"); z.writestr("scifact/../../evil", "x")
+    beir_server.files["/scifact.zip"] = (tmp_path / "x.zip").read_bytes()
+    with pytest.raises(InputError, match="holds 'scifact/../../evil', which leaves its folder"): c.download_beir("scifact", tmp_path / "a/cache", beir_server.url + "/{name}.zip")
+    assert os.listdir(tmp_path / "a/cache") == [] and not list(tmp_path.rglob("evil"))
+
+
+def test_a_collection_of_collections_is_taken_by_part(tmp_path, beir_server, monkeypatch):
+    url = zipped(beir_server, tmp_path, "cqadupstack", ("android", "unix"))
+    whole = c.download_beir("cqadupstack", tmp_path / "beir", url)
+    assert c.download_beir("cqadupstack", tmp_path / "beir", url) == whole and len(beir_server.log) == 1
+    with pytest.raises(InputError, match=r"holds 2 collections \(android, unix\); give the folder of one of them"): load_beir(whole)
+    monkeypatch.setenv("ECI_SEM_CACHE", str(tmp_path))
+    assert c.named_collection("cqadupstack/android").name == "android"
+    with pytest.raises(InputError, match="no such folder"): c.named_collection("cqadupstack/windows")
+    with pytest.raises(InputError, match="scifact/x: no such folder"): c.named_collection("scifact/x")
 
 
 # docstrings
