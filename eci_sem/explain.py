@@ -316,7 +316,7 @@ def _standing(ranking: Ranking, metric: str, power: float) -> tuple[str, list[st
     def would(s: str) -> str:
         r = needed[frozenset((lead, s))]
         if not np.isfinite(r.queries): return "no number of queries would, since they score the same"
-        return f"about {_about(r.queries)} queries would ({power:.0%} power; {_about(r.low)} to {_about(r.high)})" + (", so it is close" if r.queries <= n else "")
+        return f"about {_about(r.queries)} queries would ({power:.0%} power; the difference's interval allows {_about(r.low)} to {_about(r.high)})" + (", so it is close" if r.queries <= n else "")
     if len(tied) == 1: text = f"{lead} and {tied[0]} can't be told apart by {label} at n = {n:,}; {would(tied[0])}."
     else:
         some = [f"{s}: {would(s)}" for s in tied[:3]] + ([f"and {len(tied) - 3} more"] if len(tied) > 3 else [])
