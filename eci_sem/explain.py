@@ -307,11 +307,12 @@ def _standing(ranking: Ranking, metric: str, power: float) -> tuple[str, list[st
     t = ranking.table[ranking.table["kind"] != "control"]
     order = sorted(t.index, key=lambda s: (-t.loc[s, x + "value"], s))
     lead, n = order[0], p["queries"]
+    others = lambda names: _listed(names) if len(names) < 4 else f"the other {len(names)} candidates"
     if len(order) == 1: return f"{lead} is the only candidate: there is nothing to choose between.", order
     own = ranking.pairs[(ranking.pairs["metric"] == metric) & (ranking.pairs["family"] == "candidates")]
     apart = {frozenset((a, b)): s for a, b, s in zip(own["a"], own["b"], own["significant"])}
     tied = [s for s in order[1:] if not apart[frozenset((lead, s))]]
-    if not tied: return f"{lead} is highest by {label}, and significantly above the other {len(order) - 1} candidate{'s' * (len(order) > 2)} at n = {n:,} queries.", order[:2]
+    if not tied: return f"{lead} is highest by {label}, and significantly above {others(order[1:])} at n = {n:,} queries.", order[:2]
     needed = {frozenset((r.a, r.b)): r for r in queries_needed(ranking, confidence=1 - p["alpha"], power=power, metric=metric).itertuples()}
     def would(s: str) -> str:
         r = needed[frozenset((lead, s))]
@@ -322,7 +323,7 @@ def _standing(ranking: Ranking, metric: str, power: float) -> tuple[str, list[st
         some = [f"{s}: {would(s)}" for s in tied[:3]] + ([f"and {len(tied) - 3} more"] if len(tied) > 3 else [])
         text = f"{lead} is highest by {label}, but can't be told apart from {len(tied)} others at n = {n:,} ({'; '.join(some)})."
     rest = [s for s in order[1:] if s not in tied]
-    return text + (f" {lead} is significantly above {_listed(rest) if len(rest) < 4 else f'the other {len(rest)}'}." if rest else ""), [lead, *tied[:2]]
+    return text + (f" {lead} is significantly above {others(rest)}." if rest else ""), [lead, *tied[:2]]
 
 def _against_control(ranking: Ranking, metric: str) -> str:
     control = ranking.table.index[ranking.table["kind"] == "control"]

@@ -357,9 +357,9 @@ def test_two_that_cannot_be_told_apart():
 
 def test_a_clear_first():
     text = advice(stub(dict(a=2.0, b=1.0, c=0.5), 1.0, control=0.1))
-    assert text.startswith("a is highest by ECI_sem, and significantly above the other 2 candidates at n = 200 queries. Every candidate is significantly above the control random.")
+    assert text.startswith("a is highest by ECI_sem, and significantly above b and c at n = 200 queries. Every candidate is significantly above the control random.")
     assert "So fine-tune on a and b and compare" in text
-    assert advice(stub(dict(a=2.0, b=1.0), 1.0)).startswith("a is highest by ECI_sem, and significantly above the other 1 candidate at")
+    assert advice(stub(dict(a=9.0, b=4.0, c=3.0, d=2.0, e=1.0), 1.0)).startswith("a is highest by ECI_sem, and significantly above the other 4 candidates at")
 
 
 def test_several_ties_and_the_rest():
