@@ -150,7 +150,7 @@ class Explanation:
         return [f"{self.table.iloc[0]['a']} against", f"difference {level}", *self._of(self.table.iloc[0])["part"]], rows
 
     def _title(self) -> str: return f"ECI_sem, {self.encoder}: why {self.table.iloc[0]['a']} scores as it does, {self.queries:,} queries"
-    _NOTE = "Parts add up to the difference: Shapley values of the log ratio of traces, and diversity, the difference of score - trace. x: multiplies the trace. [ours]"
+    _NOTE = "Parts add up to the difference: Shapley values of the log ratio of traces, and diversity, the difference of score - trace. x: multiplies the trace. Each interval is for its own difference; significant is after Holm's correction over all pairs. [ours]"
     def __repr__(self) -> str: return "\n".join([self._title(), "", *_table_text(*self._shown()), "", *self.sentences, self._NOTE])
     def _repr_html_(self) -> str:
         from html import escape
@@ -332,7 +332,7 @@ def _against_control(ranking: Ranking, metric: str) -> str:
     above, below = (set(own[own["significant"]][side]) for side in "ab")
     rest = [s for s in candidates if s not in above]
     if not rest: return f"Every candidate is significantly above the control {control[0]}."
-    under = f" ({_listed(u)} significantly below it)" if (u := [s for s in candidates if s in below]) else ""
+    under = f" ({'all' if len(u) == len(candidates) > 1 else _listed(u)} significantly below it)" if (u := [s for s in candidates if s in below]) else ""
     if len(rest) < len(candidates): return f"Not significantly above the control {control[0]}: {_listed(rest)}{under}."
     return f"No candidate is significantly above the control {control[0]}{under}: with this encoder the score does not tell mined negatives from chance."
 

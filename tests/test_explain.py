@@ -373,6 +373,7 @@ def test_several_ties_and_the_rest():
 def test_some_above_the_control():
     text = advice(stub(dict(a=3.0, b=2.0, c=1.0), 1.0, control=2.0))
     assert "Not significantly above the control random: b and c (c significantly below it)." in text
+    assert "No candidate is significantly above the control random (all significantly below it): with" in advice(stub(dict(a=2.0, b=1.0), 1.0, control=3.0))
 
 
 def test_equal_scores_and_close_calls():
