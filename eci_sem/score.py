@@ -144,7 +144,7 @@ def _factors(qp: np.ndarray, qn: np.ndarray, rho: np.ndarray, config: ECIConfig,
     u = ({"a*l": lambda: a * l, "fisher": lambda: a * expit(-m / config.tau), "gradient": lambda: expit(-m / config.tau)} | own("product"))[config.product]()
     return Factors(m, a, l, rho, u * rho, qp, qn, phi)
 def _residual(P: np.ndarray, N: np.ndarray, form: str, out: np.ndarray) -> np.ndarray:
-    if form in CUSTOM["residual"]: out[...] = CUSTOM["residual"][form](P, N); return out
+    if form in CUSTOM["residual"]: return CUSTOM["residual"][form](P, N)
     if form == "tangent": return np.subtract(N, np.multiply(P, np.vecdot(P, N)[:, None], out=out), out=out)
     np.subtract(N, P, out=out)
     if form == "unit": out *= np.divide(1, length := np.sqrt(np.vecdot(out, out)), out=np.zeros(len(out)), where=length > 1e-12)[:, None] # rounding alone makes about 1e-16 of n = p

@@ -29,6 +29,7 @@ def arrays(n=700, d=6, seed=0): # more rows than a block has
 @pytest.mark.parametrize("kind", OWN)
 def test_a_factor_is_what_the_function_says(kind):
     register_factor(kind, "mine", OWN[kind])
+    register_factor(kind, "another", lambda qp, qn, tau: np.full_like(qp, 0.3))
     q, p, n, rho = arrays()
     f = factors(q, p, n, rho, ECIConfig(**{kind: "mine"}, tau=0.2))
     wanted = OWN[kind](f.similarity, f.hardness, 0.2)
