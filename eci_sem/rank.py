@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from inspect import signature
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -284,7 +285,7 @@ def _labelled(t: Triples, query: np.ndarray, collection: Collection | None) -> t
 class _Scorer:
     "Embeddings and everything that is estimated once for all sources; scores any rows, the same rows once."
     def __init__(self, plan: _Plan, encoder: Any, collection: Collection | None, config: ECIConfig, rho: np.ndarray, net: bool, prior: float | None, generated_prior: float | None, penalty: float, seed: int, progress: bool | None):
-        t, option = plan.triples, {} if progress is None else dict(progress=progress)
+        t, option = plan.triples, dict(progress=progress) if progress is not None and "progress" in signature(encoder.encode_queries).parameters else {}
         self.config, self.rho, self.penalty, self.seen = config, rho, penalty, {}
         asked, (self.qi,) = t.distinct("query")
         passages, (self.pi, self.ni) = t.distinct("positive", "negative")
