@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from inspect import signature
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +23,9 @@ from .collection import Collection, InputError, unknown_name, write_text
 from .score import ECIConfig, NetScore, Score, baselines, calibrate, eci_net, eci_score, factors, mean_vector, net_weights, residuals, weighted_residuals
 from .triples import GENERATED, Triples, pool_rows
 
-if TYPE_CHECKING: import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
+    from eci_sem.explain import Examples, Explanation
 
 # %% ../nbs/06_rank.ipynb #c9b753c1
 METRICS = {"eci_sem": ("", "ECI_sem"), "eci_net": ("net_", "ECI_net")} # metric -> prefix of its columns, label
@@ -50,10 +53,11 @@ class Ranking:
     draws: dict[str, "pd.DataFrame"] # metric -> resamples x sources, corrected as the intervals are
     dropped: "pd.DataFrame" # source, reason, rows: what was not scored
     lengths: "pd.DataFrame" # source and quantiles of the negatives' length in words
-    factors: "pd.DataFrame" # One row per triple of a source: source, query_id, margin, a, l, rho, w, hardness
+    factors: "pd.DataFrame" # One row per triple of a source: source, query_id, positive_id, negative_id, margin, a, l, rho, w, hardness, r2 (squared length of the residual)
     spectra: "pd.DataFrame" # source, k, eigenvalue of the information matrix, largest first
     provenance: dict[str, Any] # Encoder, hashes, seeds, versions, seconds
     notes: list[str] = field(default_factory=list) # What a reader of the table must know
+    pools: dict[str, np.ndarray] = field(default_factory=dict) # Hybrid -> row numbers in `factors`
 
     @property
     def metrics(self) -> list[str]: return list(self.draws)
@@ -172,6 +176,31 @@ class Ranking:
         ax.legend(frameon=False, loc="best", fontsize="small")
         return ax
 
+    def explain(self,
+        a: str | None = None, # A source; None: the first candidate
+        b: str | Sequence[str] | None = None, # What to hold it against; None: every other source
+    ) -> "Explanation": # Prints as a table
+        "Why `a` scores above or below `b`: parts that add up to the difference. Raises `InputError`. [ours]"
+        from eci_sem.explain import explain
+        return explain(self, a, b)
+
+    def examples(self,
+        triples: Triples, # The triples that were ranked
+        source: str | None = None, # One source or hybrid; None: each source
+        n: int = 3, # Triples of each kind
+    ) -> "Examples": # Prints with shortened texts
+        "Triples to read: the highest and the lowest weights, and likely false negatives. Raises `InputError`. [ours]"
+        from eci_sem.explain import examples
+        return examples(self, triples, source, n)
+
+    def advice(self,
+        metric: str | None = None, # "eci_sem" or "eci_net"; None: the one shown first
+        power: float = 0.8, # Probability of telling two sources apart that the number of queries is for
+    ) -> str:
+        "What to make of the table, in plain sentences. Raises `InputError`. [ours]"
+        from eci_sem.explain import advice
+        return advice(self, metric, power)
+
 # %% ../nbs/06_rank.ipynb #35ce0c52
 class _Plan(NamedTuple):
     triples: Triples # The rows of the common queries
@@ -256,7 +285,7 @@ def _labelled(t: Triples, query: np.ndarray, collection: Collection | None) -> t
 class _Scorer:
     "Embeddings and everything that is estimated once for all sources; scores any rows, the same rows once."
     def __init__(self, plan: _Plan, encoder: Any, collection: Collection | None, config: ECIConfig, rho: np.ndarray, net: bool, prior: float | None, generated_prior: float | None, penalty: float, seed: int, progress: bool | None):
-        t, option = plan.triples, {} if progress is None else dict(progress=progress)
+        t, option = plan.triples, dict(progress=progress) if progress is not None and "progress" in signature(encoder.encode_queries).parameters else {}
         self.config, self.rho, self.penalty, self.seen = config, rho, penalty, {}
         asked, (self.qi,) = t.distinct("query")
         passages, (self.pi, self.ni) = t.distinct("positive", "negative")
@@ -278,6 +307,10 @@ class _Scorer:
     def at(self, rows: np.ndarray) -> tuple[np.ndarray, ...]: return self.Q[self.qi[rows]], self.P[self.pi[rows]], self.P[self.ni[rows]], self.rho[rows]
     def options(self, rows: np.ndarray) -> dict[str, Any]:
         return dict(config=self.config, **(dict(mean=self.mean) if self.config.space == "centred" else {}), **(dict(calibration=self.calibration, prior=self.priors[rows]) if self.calibrated else {}))
+    def squares(self, rows: np.ndarray) -> np.ndarray:
+        "|r|^2 of each row, a chunk at a time."
+        mean = self.mean if self.config.space == "centred" else None
+        return np.concatenate([np.square(residuals(self.P[self.pi[k]], self.P[self.ni[k]], self.config, mean)).sum(1) for k in np.array_split(rows, -(-len(rows) // 8192))])
     def _once(self, what: str, rows: np.ndarray, make: Callable) -> Any:
         key = (what, rows.tobytes())
         if key not in self.seen: self.seen[key] = make()
@@ -418,7 +451,8 @@ def rank_sources(
     lap("embeddings")
     table, spectra = _estimates(plan, scorer, net, progress)
     singles = np.concatenate([rows for name, rows in plan.rows.items() if name not in plan.parts])
-    f = factors(*scorer.at(singles), **scorer.options(singles))
+    f, r2, place = factors(*scorer.at(singles), **scorer.options(singles)), scorer.squares(singles), np.empty(len(t), int)
+    place[singles] = np.arange(len(singles))
     lap("scores")
     compared = len(names) * (len(names) - 1) // 2
     if resamples is None: resamples = max(1000, 100 * compared, int(np.ceil(5 * compared / alpha)))
@@ -438,7 +472,7 @@ def rank_sources(
     table = table.iloc[np.lexsort((table.index, -table[METRICS[order][0] + "value"], [_KINDS.index(k) for k in table["kind"]]))][[*first, *(c for c in table if c not in first)]]
     words = np.array([len(text.split()) for text in t.texts("negative")])
     lengths = pd.DataFrame([dict(source=n, **{f"q{q:02d}": np.quantile(words[r], q / 100) for q in (5, 25, 50, 75, 95)}, mean=words[r].mean(), n=len(r)) for n, r in ((n, plan.rows[n]) for n in table.index)]).set_index("source")
-    tidy = pd.DataFrame(dict(source=t.column("source")[singles], query_id=t.column("query_id")[singles], margin=f.margin, a=f.a, l=f.l, rho=f.rho, w=f.w, hardness=f.hardness))
+    tidy = pd.DataFrame({c: t.column(c)[singles] for c in ("source", "query_id", "positive_id", "negative_id")} | dict(margin=f.margin, a=f.a, l=f.l, rho=f.rho, w=f.w, hardness=f.hardness, r2=r2))
     dropped = pd.DataFrame([dict(source=s, reason=why, rows=n) for s, reasons in sorted(plan.dropped.items()) for why, n in reasons.items() if n], columns=["source", "reason", "rows"])
     provenance = dict(encoder=dict(getattr(encoder, "info", {}), name=getattr(encoder, "name", type(encoder).__name__), fingerprint=getattr(encoder, "fingerprint", None), dim=scorer.dim),
         triples=triples.content_hash, collection=None if collection is None else dict(name=collection.name, content_hash=collection.content_hash), queries=plan.queries, config=asdict(config), gain=scorer.gain,
@@ -448,7 +482,7 @@ def rank_sources(
         resamples=resamples, units=units, seed=seed, alpha=alpha, interval="percentile" if scorer.gain <= 1 else "basic", bootstrap=paths, seconds=seconds,
         versions=dict(python=sys.version.split()[0], **{p: version(p) for p in ("eci_sem", "numpy", "scipy", "pandas", "pyarrow")}))
     pairs = pd.concat(pairs, ignore_index=True)[["metric", "family", "a", "b", "difference", "lo", "hi", "p", "p_holm", "significant"]]
-    ranking = Ranking(table, pairs, draws, dropped, lengths, tidy, spectra, provenance)
+    ranking = Ranking(table, pairs, draws, dropped, lengths, tidy, spectra, provenance, pools={n: place[plan.rows[n]] for n in plan.parts})
     ranking.notes = _notes(ranking)
     return ranking
 

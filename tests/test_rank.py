@@ -144,6 +144,10 @@ def test_a_hybrid_is_balanced_and_compared_on_its_own_rows():
     assert equal.dropped.query("source == 'bm25'")["rows"].tolist() == [60]
 
 
+def test_an_encoder_without_progress_bars_is_not_asked_for_one(triples, ranking):
+    assert values(rank_sources(triples, Stub(), progress=False)) == values(ranking)
+
+
 def test_hybrids_by_name_and_none(triples):
     t = made(("bm25", "dense", "llm", "random"))
     assert sum(rank_sources(t, Stub()).table["kind"] == "hybrid") == 3
