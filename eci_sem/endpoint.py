@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['EndpointConfig', 'endpoint_header', 'endpoint_store', 'Answered', 'ask_negatives']
 
-# %% ../nbs/03b_endpoint.ipynb #c62e58f3
+# %% ../nbs/03b_endpoint.ipynb #2393f62f
 import json
 import os
+import queue
 import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -79,8 +79,8 @@ def endpoint_header(
     "What texts of an endpoint depend on: its model's name, prompt text, sampling, seed. Raises `InputError`. [ours]"
     if not hasattr(endpoint, "token_field"): raise InputError(f"endpoint is {endpoint!r}, expected an EndpointConfig, e.g. EndpointConfig('gpt-4o-mini').")
     plain = WriterConfig()
-    for name in ("top_k", "min_new_tokens"):
-        if getattr(config, name) != getattr(plain, name): raise InputError(f"WriterConfig: {name} is {getattr(config, name)}, and the protocol of endpoints has no such setting. Leave it out; if this server knows it, give it in EndpointConfig(extra=...) under the server's own name.")
+    for name, fine in (("top_k", plain.top_k), ("min_new_tokens", 1)): # at least one token is no condition
+        if getattr(config, name) not in (fine, getattr(plain, name)): raise InputError(f"WriterConfig: {name} is {getattr(config, name)}, and the protocol of endpoints has no such setting. Leave it out; if this server knows it, give it in EndpointConfig(extra=...) under the server's own name.")
     settings = {k: v for k, v in asdict(config).items() if k in _SENT} | dict(model=_model_name(endpoint.model), top_p=endpoint.top_p, extra=dict(endpoint.extra))
     return dict(format="eci_sem endpoint negatives 1", prompt_sha256=sha256_text(prompt_text(config.prompt)), config=settings, model=dict(name=_model_name(endpoint.model)))
 
@@ -103,17 +103,21 @@ class Answered(Generated):
     cost: float | None = None # Of all attempts, by the prices of `EndpointConfig`; None: no prices
 
     def __repr__(self) -> str:
-        more = [f"{self.prompt_tokens:,} prompt tokens", f"{self.asked:,} answers asked for in this call"] + [f"{self.uncounted:,} answers without a token count"] * bool(self.uncounted) + [f"cost {self.cost:,.4f}"] * (self.cost is not None)
+        more = [f"{self.prompt_tokens:,} prompt tokens", f"{self.asked:,} answers asked for in this call"]
+        if self.uncounted: more.append(f"{self.uncounted:,} answers without a token count")
+        if self.cost is not None: more.append(f"cost {self.cost:,.4f}")
         return f"{super().__repr__()}; {', '.join(more)}"
+
+def _nobody(error: Exception) -> bool: return type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout") # no server there at all
 
 class _Endpoint:
     "One endpoint while texts are asked for."
     def __init__(self, endpoint: EndpointConfig, config: WriterConfig):
-        try: from openai import OpenAI
+        try: from openai import OpenAI, Timeout
         except ImportError: raise InputError("asking an endpoint needs the openai client: pip install 'eci_sem[llm]'.") from None
         url, self.key = _environment()
         self.endpoint, self.config, self.template, self.address = endpoint, config, prompt_text(config.prompt), _address(url)
-        self.client = OpenAI(base_url=url, api_key=self.key, timeout=endpoint.timeout, max_retries=endpoint.max_retries)
+        self.client = OpenAI(base_url=url, api_key=self.key, timeout=Timeout(endpoint.timeout, connect=min(10.0, endpoint.timeout)), max_retries=endpoint.max_retries)
 
     def ask(self, pair: Pair, attempt: int, retry: bool = True) -> dict[str, Any]:
         "A row for the store. Raises the client's own errors."
@@ -141,13 +145,14 @@ class _Endpoint:
         detail = next((str(body[k]) for k in ("message", "detail", "error") if body.get(k)), "")
         detail = " ".join(detail.replace(self.key, "***").split())[:200]
         said, tries = f"{status}{f': {detail}' if detail else ''}", f"after {e.max_retries + 1} {'tries' if e.max_retries else 'try'}"
+        if _nobody(error): return f"the endpoint {self.address} can't be reached ({str(error.__cause__) or 'no answer to the connection'}): is the server running, and is OPENAI_BASE_URL its address?"
         if isinstance(error, openai.APITimeoutError): return f"the endpoint {self.address} gave no answer within {e.timeout:g} s, {tries}: raise timeout, or lower concurrency or max_new_tokens."
-        if isinstance(error, openai.APIConnectionError): return f"the endpoint {self.address} can't be reached ({str(error.__cause__ or error).replace(self.key, '***')}): is the server running, and is OPENAI_BASE_URL its address?"
+        if isinstance(error, openai.APIConnectionError): return f"the endpoint {self.address} broke off the connection {tries} ({' '.join(str(error.__cause__ or error).replace(self.key, '***').split())[:200]}): look at the server's own log."
         if status == 401: return f"the endpoint {self.address} refuses the key ({said}): set OPENAI_API_KEY to one that is valid there."
         if status == 403: return f"the endpoint {self.address} does not allow this key to use {_model_name(e.model)!r} ({said})."
         if status == 404: return self._unknown(said)
         if status == 429: return f"the endpoint {self.address} is still too busy {tries} ({said}): wait, lower concurrency, or raise max_retries; or the account is used up."
-        if status and status >= 500: return f"the endpoint {self.address} still fails {tries} ({said}): look at the server's own log."
+        if status and (status >= 500 or status in (408, 409)): return f"the endpoint {self.address} still fails {tries} ({said}): look at the server's own log."
         if status: return f"the endpoint {self.address} refuses the request ({said}): check the model's name and the settings of EndpointConfig and WriterConfig."
         return f"the endpoint {self.address} answered with something that can't be read ({type(error).__name__})."
 
@@ -170,7 +175,34 @@ class _Endpoint:
     def first(self, pair: Pair, attempt: int) -> dict[str, Any]:
         import openai
         try: return self.ask(pair, attempt, retry=False)
-        except (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError): return self.ask(pair, attempt)
+        except openai.APIError as error:
+            if _nobody(error) or isinstance(error, openai.APIStatusError) and error.status_code not in (408, 409, 429) and error.status_code < 500: raise
+        return self.ask(pair, attempt)
+
+    def each(self, jobs: list[tuple[Pair, int]], book: _Store) -> Iterator[None]:
+        "Ask for all, so many at a time; yields as answers come in, each in the store by then."
+        todo, done, stop, lock = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event(), threading.Lock()
+        for job in jobs: todo.put(job)
+        def work() -> None:
+            while not stop.is_set():
+                try: row = self.ask(*todo.get_nowait())
+                except queue.Empty: return
+                except BaseException as error: done.put(error); return
+                try:
+                    with lock: book.append([row]) # on the disk before anything else is asked for
+                except BaseException as error: done.put(error); return
+                done.put(None)
+        workers = [threading.Thread(target=work, daemon=True) for _ in range(min(self.endpoint.concurrency, len(jobs)))]
+        for w in workers: w.start()
+        try:
+            for _ in jobs:
+                if (error := done.get()) is not None: raise error
+                yield
+        finally:
+            # after an error or a Ctrl-C nothing new is begun; answers under way, which are paid for, get a moment to come in
+            stop.set()
+            until = time.monotonic() + 5
+            for w in workers: w.join(max(0.0, until - time.monotonic()))
 
 def ask_negatives(
     pairs: Iterable[Pair], # Labelled pairs, from `Collection.pairs`
@@ -186,34 +218,22 @@ def ask_negatives(
     unique: dict[str, Pair] = {}
     for p in _check_pairs(pairs): unique.setdefault(pair_key(p.query, p.positive), p)
     header = endpoint_header(endpoint, config)
-    line = _Endpoint(endpoint, config) if ask else None # a missing key is told before a file is made
     path = endpoint_store(endpoint, config) if store is None else Path(store)
-    book, limit, asked, lock = _Store(path if ask or path.exists() else None, header), config.attempts * num_negatives, 0, threading.Lock()
+    line = _Endpoint(endpoint, config) if ask and not path.exists() else None # a missing key is told before a file is made; a finished store needs none
+    book, limit, asked = _Store(path if ask or path.exists() else None, header), config.attempts * num_negatives, 0
     def judged(key: str, before: int):
         rows = {a: {**r, "raw": _THOUGHT.sub("", r["raw"])} for a, r in book.rows.get(key, {}).items() if a < before}
         return _judge(rows, unique[key].positive, config, num_negatives)
     for attempt in range(limit if ask else 0):
         todo = [k for k in unique if len(judged(k, attempt)[0]) < num_negatives and attempt not in book.rows.get(k, {})]
         if not todo: continue
+        line = line or _Endpoint(endpoint, config)
         with tqdm(total=len(todo), desc=f"attempt {attempt + 1} of {limit}", unit="text", disable=None) as bar:
             if not asked:
                 with line.told(book): book.append([line.first(unique[todo[0]], attempt)])
                 todo, asked = todo[1:], 1; bar.update()
-            def one(key: str) -> None:
-                row = line.ask(unique[key], attempt)
-                with lock: book.append([row]) # on the disk before anything else is asked for
-            pool = ThreadPoolExecutor(endpoint.concurrency)
-            jobs = [pool.submit(one, k) for k in todo]
-            try:
-                with line.told(book):
-                    for job in as_completed(jobs): job.result(); asked += 1; bar.update()
-            except BaseException:
-                # nothing new is begun; answers under way, which are paid for, get a moment to come in
-                pool.shutdown(wait=False, cancel_futures=True)
-                wait(jobs, timeout=5)
-                line.client.close()
-                raise
-            pool.shutdown()
+            with line.told(book):
+                for _ in line.each([(unique[k], attempt) for k in todo], book): asked += 1; bar.update()
     if line: line.client.close()
     done = {k: judged(k, limit) for k in unique}
     seen = [r for _, rows in done.values() for r in rows]

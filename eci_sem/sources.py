@@ -425,7 +425,7 @@ def describe_source(
     def literal(v: Any) -> Any:
         if is_dataclass(v): return {k: literal(x) for k, x in asdict(v).items()}
         if hasattr(v, "encode_passages") or _reranks(v): return dict(name=getattr(v, "name", type(v).__name__), fingerprint=getattr(v, "fingerprint", None))
-        if isinstance(v, Path): return v.name
+        if isinstance(v, Path) or isinstance(v, str) and Path(v).is_absolute(): return Path(v).name # a folder's place is no setting
         if isinstance(v, Mapping): return {str(k): literal(x) for k, x in v.items()}
         return v.item() if isinstance(v, np.generic) else list(v) if isinstance(v, (list, tuple, set, frozenset)) else v
     found = {**_defaults(source, settings), **settings}
