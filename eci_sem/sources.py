@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from tqdm.auto import tqdm
 
 from .collection import Collection, InputError, Pair, normalise, sha256_text, unknown_name
-from .triples import GENERATED, Triples, text_id
+from .triples import COLUMNS, GENERATED, SCHEMA, Triples, text_id
 from .writer import WriterConfig, _check_pairs, _number, _whole, default_store, pair_key, prompt_text, shipped_negatives, write_negatives
 
 # %% ../nbs/03_sources.ipynb #7d36bdbe
@@ -70,9 +71,12 @@ class _Plan:
             raise InputError(f"collection {collection.name!r} is too small: of its {len(self.ids):,} distinct passages {free:,} are not relevant, and skip_top + num_negatives asks for {skip_top + num_negatives:,}. Lower them, or mine from a larger corpus.")
 
     def triples(self, taken: list[list[tuple[int, int, float | None]]]) -> Triples:
-        rows = [dict(query_id=p.query_id, positive_id=p.positive_id, negative_id=self.ids[k], query=p.query, positive=p.positive, negative=self.texts[k], source=self.name, rank=rank, score=score)
-            for p, hits in zip(self.pairs, taken) for k, rank, score in hits]
-        return _triples(self.name, rows, self.dropped, len(self.pairs))
+        rows = [(p.query_id, p.positive_id, self.ids[k], p.query, p.positive, self.texts[k], self.name, rank, score) for p, hits in zip(self.pairs, taken) for k, rank, score in hits]
+        if rows and all(row[0] and row[1] for row in rows):
+            try: table = pa.table([pa.array(c, SCHEMA.field(n).type) for n, c in zip(COLUMNS, zip(*rows))], schema=SCHEMA)
+            except (pa.ArrowException, TypeError, UnicodeEncodeError, ValueError): pass # row by row: its error says which
+            else: return Triples(table, {self.name: dict(self.dropped)})
+        return _triples(self.name, [dict(zip(COLUMNS, row)) for row in rows], self.dropped, len(self.pairs))
 
 def _triples(name: str, rows: list[dict[str, Any]], dropped: Counter, pairs: int) -> Triples:
     if not rows: raise InputError(f"source {name!r}: no negative is left for any of the {pairs:,} pairs ({', '.join(f'{n:,} {why}' for why, n in sorted(dropped.items()))}).")
@@ -230,7 +234,7 @@ def _slack(d: int, longest: float) -> float:
 
 class _Scan:
     "Exact best passages of each pair, at or below a limit of its own, from blocks of passages."
-    def __init__(self, queries: np.ndarray, depth: int, positive: np.ndarray, min_margin: float | None):
+    def __init__(self, queries: np.ndarray, depth: int, positive: np.ndarray | None, min_margin: float | None):
         self.queries, self.positive, self.min_margin, self.longest = queries, positive, min_margin, _longest(queries)
         self.score, self.row = np.full((len(queries), depth), -np.inf), np.full((len(queries), depth), -1, np.int64)
         self.above = np.zeros(len(queries), np.int64) # hits over the limit, which the margin filter drops
@@ -282,10 +286,19 @@ def mine_dense(
     _check_encoder("encoder", encoder); _whole("block", block, 1)
     if min_margin is not None: _number("min_margin", min_margin, -2, 2)
     plan = _Plan(name, collection, pairs, num_negatives, skip_top)
-    measure = _Margin(encoder, plan.pairs, plan.texts)
-    scan = _Scan(measure.queries, skip_top + num_negatives, measure.positive, min_margin)
-    for start in tqdm(range(0, len(plan.ids), block), desc=name, unit="block", disable=None, leave=False):
-        scan.add(_vectors(encoder, plan.texts[start:start + block], "passages"), start, plan.excluded)
+    queries, positive, known = _vectors(encoder, [p.query for p in plan.pairs], "queries"), None, {}
+    if min_margin is not None: # the limits are needed before the first block; the positives' vectors serve again when theirs comes
+        vectors, every = _vectors(encoder, [p.positive for p in plan.pairs], "passages"), np.arange(len(plan.pairs))
+        positive, known = _inner(queries, every, vectors, every), {p.positive: v for p, v in zip(plan.pairs, vectors)}
+    def passages(texts: list[str]) -> np.ndarray:
+        if not (new := [t for t in texts if t not in known]): return np.stack([known[t] for t in texts])
+        fresh = _vectors(encoder, new, "passages")
+        if len(new) == len(texts): return fresh
+        out, old = np.empty((len(texts), fresh.shape[1]), np.float32), np.fromiter((t in known for t in texts), bool, len(texts))
+        out[~old], out[old] = fresh, [known[t] for t in texts if t in known]
+        return out
+    scan = _Scan(queries, skip_top + num_negatives, positive, min_margin)
+    for start in tqdm(range(0, len(plan.ids), block), desc=name, unit="block", disable=None, leave=False): scan.add(passages(plan.texts[start:start + block]), start, plan.excluded)
     taken = []
     for i in range(len(plan.pairs)):
         above = int(scan.above[i])
