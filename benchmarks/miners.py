@@ -97,20 +97,22 @@ def differences(pairs: list[Any], ours: list[list[str]], theirs: list[list[str]]
         for t in mine:
             if s(t) > strict + ROUNDING and s(t) <= limit + ROUNDING: counts["margin from the lowest of several positives"] += 1
             else: mine_left.append(t)
-        removed, passed, full, mine_full = len(other) - len(left), len(mine) - len(mine_left), len(other) == num, len(mine) == num
+        full, mine_full = len(other) == num, len(mine) == num
         form = lambda ts: {normalise(t) for t in ts}
         common = form(left) & form(mine_left)
-        for t in mine_left: # ours alone
-            if normalise(t) in common: continue
-            if full and abs(s(t) - s(other[-1])) <= ROUNDING or any(abs(s(t) - s(x)) <= ROUNDING for x in left if normalise(x) not in common): counts["scores nearer than float32 can tell"] += 1
-            elif margin is not None and abs(s(t) - strict) <= ROUNDING: counts["at the limit, within float32"] += 1
-            elif full and s(t) < s(other[-1]) and removed > 0: removed -= 1; counts["in the place of one that is relevant or repeats"] += 1
+        def near(t: str) -> bool: return margin is not None and min(abs(s(t) - strict), abs(s(t) - limit)) <= ROUNDING
+        alone, theirs_alone = ([t for t in ts if normalise(t) not in common] for ts in (mine_left, left))
+        # what one of them left out, or could not know, made room for a lower one
+        removed, passed = len(other) - len(left) + sum(map(near, theirs_alone)), len(mine) - len(mine_left) + sum(map(near, alone))
+        for t in alone:
+            if near(t): counts["at the limit, within float32"] += 1
+            elif full and abs(s(t) - s(other[-1])) <= ROUNDING or any(abs(s(t) - s(x)) <= ROUNDING for x in theirs_alone): counts["scores nearer than float32 can tell"] += 1
+            elif full and s(t) < s(other[-1]) and removed > 0: removed -= 1; counts["in the place of such a one"] += 1
             else: without.append(f"query {p.query_id!r}: only ours, score {s(t):.7f}: {t[:60]!r}")
-        for t in left: # theirs alone
-            if normalise(t) in common: continue
-            if mine_full and abs(s(t) - s(mine[-1])) <= ROUNDING or any(abs(s(t) - s(x)) <= ROUNDING for x in mine_left if normalise(x) not in common): counts["scores nearer than float32 can tell"] += 1
-            elif margin is not None and min(abs(s(t) - strict), abs(s(t) - limit)) <= ROUNDING: counts["at the limit, within float32"] += 1
-            elif mine_full and s(t) < s(mine[-1]) and passed > 0: passed -= 1; counts["in the place of one over the lowest positive's limit"] += 1
+        for t in theirs_alone:
+            if near(t): counts["at the limit, within float32"] += 1
+            elif mine_full and abs(s(t) - s(mine[-1])) <= ROUNDING or any(abs(s(t) - s(x)) <= ROUNDING for x in alone): counts["scores nearer than float32 can tell"] += 1
+            elif mine_full and s(t) < s(mine[-1]) and passed > 0: passed -= 1; counts["in the place of such a one"] += 1
             else: without.append(f"query {p.query_id!r}: only mine_hard_negatives', score {s(t):.7f}: {t[:60]!r}")
         counts["same"] += len(common)
         a, b = ([t for t in ts if normalise(t) in common] for ts in (mine_left, left))
