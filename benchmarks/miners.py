@@ -77,8 +77,8 @@ def child(args: dict[str, Any]) -> None:
 
 # --- the comparison
 
-def differences(pairs: list[Any], ours: list[list[str]], theirs: list[list[str]], score: Callable[[str, str], float], relevant: Callable[[Any], set[str]], num: int, margin: float | None) -> tuple[Counter, list[str]]:
-    "(reason -> negatives, what has no reason): negatives of two miners, pair by pair, `relevant` in normalised form."
+def differences(pairs: list[Any], ours: list[list[str]], theirs: list[list[str]], score: Callable[[str, str], float], relevant: Callable[[Any], set[str]], num: int, margin: float | None, kept: dict[str, str] | None = None) -> tuple[Counter, list[str]]:
+    "(reason -> negatives, what has no reason): negatives of two miners, pair by pair; `relevant` in normalised form, `kept` the text we take of those that differ in case and spaces alone."
     from eci_sem.collection import normalise
     counts, without = Counter(), []
     positives: dict[str, list[str]] = {}
@@ -91,7 +91,7 @@ def differences(pairs: list[Any], ours: list[list[str]], theirs: list[list[str]]
         seen, left, mine_left = set(), [], []
         for t in other: # what the other could not know
             if normalise(t) in relevant(p): counts["relevant, or repeats a relevant passage"] += 1
-            elif normalise(t) in seen: counts["repeats another but for case and spaces"] += 1
+            elif normalise(t) in seen or kept and kept.get(normalise(t), t) != t: counts["repeats another but for case and spaces"] += 1
             else: left.append(t)
             seen.add(normalise(t))
         for t in mine:
@@ -154,6 +154,8 @@ def compare(settings: dict[str, Any], runs: int) -> list[dict[str, Any]]:
     unique = list({(p.query, p.positive): p for p in pairs}.values()) # two query ids of one text are one query to mine_hard_negatives
     known: dict[str, set[str]] = {}
     for p in pairs: known.setdefault(p.query, set()).update(normalise(collection.corpus[d]) for d in (*p.relevant, p.positive_id) if d in collection.corpus)
+    kept: dict[str, str] = {}
+    for _, text in sorted(collection.corpus.items()): kept.setdefault(normalise(text), text)
     ours, theirs = (grouped(unique, answers[m][0]["found"]) for m in ("ours", "theirs"))
     ours = [list(dict.fromkeys(ns)) for ns in ours]
     texts = sorted({t for ns in (*ours, *theirs) for t in ns} | {p.positive for p in unique})
@@ -162,7 +164,7 @@ def compare(settings: dict[str, Any], runs: int) -> list[dict[str, Any]]:
     at, asked = place
     direct = encoder.model.encode_document(texts[:500], normalize_embeddings=True)
     apart = float(np.abs(direct - vectors[0][:500]).max())
-    counts, without = differences(unique, ours, theirs, lambda q, t: float(vectors[1][asked[q]] @ vectors[0][at[t]]), lambda p: known[p.query], settings["num"], settings["margin"])
+    counts, without = differences(unique, ours, theirs, lambda q, t: float(vectors[1][asked[q]] @ vectors[0][at[t]]), lambda p: known[p.query], settings["num"], settings["margin"], kept)
     total, told = sum(map(len, theirs)), "; ".join(f"{n:,} {why}" for why, n in sorted(counts.items(), key=lambda x: (x[0] != "same", -x[1])) if n)
     for line in without[:5]: print(f"      no reason: {line}")
     best = {m: min(a["seconds"] for a in rs) for m, rs in answers.items()}
@@ -193,7 +195,7 @@ def main() -> int:
     claims = [c for m in args.margin for c in compare({**settings, "margin": None if m == "none" else float(m)}, args.runs)]
     if args.json:
         from eci_sem.collection import write_text
-        write_text(args.json, json.dumps(dict(settings={k: Path(v).name if k == "data" else v for k, v in settings.items()}, claims=claims), indent=1) + "\n")
+        write_text(args.json, json.dumps(dict(settings={k: Path(v).name if k in ("data", "encoder") else v for k, v in settings.items()}, claims=claims), indent=1) + "\n")
     failed = [c for c in claims if not c["passed"]]
     print(f"{len(claims) - len(failed)} of {len(claims)} claims hold" + (f"; failed: {'; '.join(c['name'] for c in failed)}" if failed else ""))
     return 2 if any(c["kind"] == "negatives" for c in failed) else int(bool(failed))
