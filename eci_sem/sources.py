@@ -11,20 +11,24 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from tqdm.auto import tqdm
 
 from .collection import Collection, InputError, Pair, normalise, sha256_text, unknown_name
-from .triples import GENERATED, Triples, text_id
+from .triples import COLUMNS, GENERATED, SCHEMA, Triples, text_id
 from .writer import WriterConfig, _check_pairs, _number, _whole, default_store, pair_key, prompt_text, shipped_negatives, write_negatives
 
 # %% ../nbs/03_sources.ipynb #7d36bdbe
 _QUERIES = 64 # pairs mined at a time
 _RELEVANT, _COPY = "relevant passage skipped", "copy of the positive skipped"
+
+def _reranks(encoder: Any) -> bool: return hasattr(encoder, "score_pairs") # a cross-encoder: it reads query and passage together
 
 def _check_encoder(name: str, encoder: Any) -> None:
     if not (hasattr(encoder, "encode_queries") and hasattr(encoder, "encode_passages")): raise InputError(f"{name} is {encoder!r}, expected an Encoder, e.g. load_encoder('minilm').")
@@ -34,6 +38,7 @@ def _check_margin(min_margin: float | None, encoder: Any) -> None:
         given, missing = ("min_margin", "margin_encoder") if encoder is None else ("margin_encoder", "min_margin")
         raise InputError(f"{given} is given without {missing}: the filter keeps n if q.p - q.n >= min_margin under margin_encoder, so it takes both or neither.")
     if min_margin is None: return
+    if _reranks(encoder): return _number("min_margin", min_margin, -math.inf) # in units of its scores
     _number("min_margin", min_margin, -2, 2)
     _check_encoder("margin_encoder", encoder)
 
@@ -66,9 +71,12 @@ class _Plan:
             raise InputError(f"collection {collection.name!r} is too small: of its {len(self.ids):,} distinct passages {free:,} are not relevant, and skip_top + num_negatives asks for {skip_top + num_negatives:,}. Lower them, or mine from a larger corpus.")
 
     def triples(self, taken: list[list[tuple[int, int, float | None]]]) -> Triples:
-        rows = [dict(query_id=p.query_id, positive_id=p.positive_id, negative_id=self.ids[k], query=p.query, positive=p.positive, negative=self.texts[k], source=self.name, rank=rank, score=score)
-            for p, hits in zip(self.pairs, taken) for k, rank, score in hits]
-        return _triples(self.name, rows, self.dropped, len(self.pairs))
+        rows = [(p.query_id, p.positive_id, self.ids[k], p.query, p.positive, self.texts[k], self.name, rank, score) for p, hits in zip(self.pairs, taken) for k, rank, score in hits]
+        if rows and all(row[0] and row[1] for row in rows):
+            try: table = pa.table([pa.array(c, SCHEMA.field(n).type) for n, c in zip(COLUMNS, zip(*rows))], schema=SCHEMA)
+            except (pa.ArrowException, TypeError, UnicodeEncodeError, ValueError): pass # row by row: its error says which
+            else: return Triples(table, {self.name: dict(self.dropped)})
+        return _triples(self.name, [dict(zip(COLUMNS, row)) for row in rows], self.dropped, len(self.pairs))
 
 def _triples(name: str, rows: list[dict[str, Any]], dropped: Counter, pairs: int) -> Triples:
     if not rows: raise InputError(f"source {name!r}: no negative is left for any of the {pairs:,} pairs ({', '.join(f'{n:,} {why}' for why, n in sorted(dropped.items()))}).")
@@ -93,14 +101,18 @@ def _inner(a: np.ndarray, rows: np.ndarray, b: np.ndarray, cols: np.ndarray) -> 
     return out
 
 class _Margin:
-    "q.p - q.n of candidates under one encoder; pairs are encoded once, candidates as they come."
+    "q.p - q.n of candidates under one encoder (under a cross-encoder: its two scores); pairs are encoded once, candidates as they come."
     def __init__(self, encoder: Any, pairs: list[Pair], texts: list[str]):
-        self.encoder, self.texts = encoder, texts
+        self.encoder, self.texts, self.pairs = encoder, texts, pairs
+        if _reranks(encoder):
+            self.positive = encoder.score_pairs([p.query for p in pairs], [p.positive for p in pairs])
+            return
         self.queries, positives = _vectors(encoder, [p.query for p in pairs], "queries"), _vectors(encoder, [p.positive for p in pairs], "passages")
         every = np.arange(len(pairs))
         self.positive = _inner(self.queries, every, positives, every)
 
     def __call__(self, pair: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+        if _reranks(self.encoder): return self.positive[pair] - self.encoder.score_pairs([self.pairs[i].query for i in pair], [self.texts[k] for k in candidate])
         distinct, at = np.unique(candidate, return_inverse=True)
         return self.positive[pair] - _inner(self.queries, pair, _vectors(self.encoder, [self.texts[k] for k in distinct], "passages"), at)
 
@@ -172,6 +184,24 @@ def _descending(scores: np.ndarray) -> Iterator[tuple[int, float]]:
         for k in top[np.argsort(-scores[top], kind="stable")][given:].tolist(): yield k, float(scores[k])
         given, size = len(top), size * 8
 
+def _bm25_hits(plan: _Plan, collection: Collection, k1: float, b: float, stemmer: str | None, stopwords: str | Sequence[str] | None) -> Callable[[Pair], Iterator[tuple[int, float]]]:
+    # the statistics are those of the whole corpus; the hits are its distinct passages
+    scores, places = _bm25(collection.name, [collection.corpus[i] for i in plan.all_ids], k1, b, stemmer, stopwords), np.array(plan.places)
+    def hits(pair: Pair) -> Iterator[tuple[int, float]]:
+        found = scores(pair.query)
+        if found is None: plan.dropped["query without a word that BM25 indexes"] += 1
+        else: yield from _descending(found[places])
+    return hits
+
+def _check_bm25(k1: float, b: float, stemmer: str | None, stopwords: str | Sequence[str] | None) -> None:
+    _number("k1", k1, 0); _number("b", b, 0, 1)
+    if stemmer is not None:
+        from Stemmer import algorithms
+        if stemmer not in algorithms(): raise unknown_name("stemmer", stemmer, algorithms())
+    if isinstance(stopwords, str):
+        if stopwords not in STOPWORDS: raise unknown_name("list of stop words", stopwords, STOPWORDS)
+    elif stopwords is not None and not all(isinstance(w, str) for w in stopwords): raise InputError("stopwords holds something that is no string, expected words, a name, or None.")
+
 def mine_bm25(
     collection: Collection, # Where the passages come from
     pairs: Iterable[Pair], # Labelled pairs, from `Collection.pairs`
@@ -187,22 +217,9 @@ def mine_bm25(
     name: str = "bm25", # The source's name in tables
 ) -> Triples: # rank: place among the hits that are not relevant, from 1; score: BM25
     "Negatives that share informative words with the query; ties go by the id. Raises `InputError`. [name paper, form ours]"
-    _number("k1", k1, 0); _number("b", b, 0, 1)
-    _check_margin(min_margin, margin_encoder)
-    if stemmer is not None:
-        from Stemmer import algorithms
-        if stemmer not in algorithms(): raise unknown_name("stemmer", stemmer, algorithms())
-    if isinstance(stopwords, str):
-        if stopwords not in STOPWORDS: raise unknown_name("list of stop words", stopwords, STOPWORDS)
-    elif stopwords is not None and not all(isinstance(w, str) for w in stopwords): raise InputError("stopwords holds something that is no string, expected words, a name, or None.")
+    _check_bm25(k1, b, stemmer, stopwords); _check_margin(min_margin, margin_encoder)
     plan = _Plan(name, collection, pairs, num_negatives, skip_top)
-    # the statistics are those of the whole corpus; the hits are its distinct passages
-    scores, places = _bm25(collection.name, [collection.corpus[i] for i in plan.all_ids], k1, b, stemmer, stopwords), np.array(plan.places)
-    def hits(pair: Pair) -> Iterator[tuple[int, float]]:
-        found = scores(pair.query)
-        if found is None: plan.dropped["query without a word that BM25 indexes"] += 1
-        else: yield from _descending(found[places])
-    return _take(plan, hits, min_margin, margin_encoder)
+    return _take(plan, _bm25_hits(plan, collection, k1, b, stemmer, stopwords), min_margin, margin_encoder)
 
 # %% ../nbs/03_sources.ipynb #ee1f2fae
 _SCAN = 256 # queries scored against a block of passages at a time
@@ -217,7 +234,7 @@ def _slack(d: int, longest: float) -> float:
 
 class _Scan:
     "Exact best passages of each pair, at or below a limit of its own, from blocks of passages."
-    def __init__(self, queries: np.ndarray, depth: int, positive: np.ndarray, min_margin: float | None):
+    def __init__(self, queries: np.ndarray, depth: int, positive: np.ndarray | None, min_margin: float | None):
         self.queries, self.positive, self.min_margin, self.longest = queries, positive, min_margin, _longest(queries)
         self.score, self.row = np.full((len(queries), depth), -np.inf), np.full((len(queries), depth), -1, np.int64)
         self.above = np.zeros(len(queries), np.int64) # hits over the limit, which the margin filter drops
@@ -269,10 +286,19 @@ def mine_dense(
     _check_encoder("encoder", encoder); _whole("block", block, 1)
     if min_margin is not None: _number("min_margin", min_margin, -2, 2)
     plan = _Plan(name, collection, pairs, num_negatives, skip_top)
-    measure = _Margin(encoder, plan.pairs, plan.texts)
-    scan = _Scan(measure.queries, skip_top + num_negatives, measure.positive, min_margin)
-    for start in tqdm(range(0, len(plan.ids), block), desc=name, unit="block", disable=None, leave=False):
-        scan.add(_vectors(encoder, plan.texts[start:start + block], "passages"), start, plan.excluded)
+    queries, positive, known = _vectors(encoder, [p.query for p in plan.pairs], "queries"), None, {}
+    if min_margin is not None: # the limits are needed before the first block; the positives' vectors serve again when theirs comes
+        vectors, every = _vectors(encoder, [p.positive for p in plan.pairs], "passages"), np.arange(len(plan.pairs))
+        positive, known = _inner(queries, every, vectors, every), {p.positive: v for p, v in zip(plan.pairs, vectors)}
+    def passages(texts: list[str]) -> np.ndarray:
+        if not (new := [t for t in texts if t not in known]): return np.stack([known[t] for t in texts])
+        fresh = _vectors(encoder, new, "passages")
+        if len(new) == len(texts): return fresh
+        out, old = np.empty((len(texts), fresh.shape[1]), np.float32), np.fromiter((t in known for t in texts), bool, len(texts))
+        out[~old], out[old] = fresh, [known[t] for t in texts if t in known]
+        return out
+    scan = _Scan(queries, skip_top + num_negatives, positive, min_margin)
+    for start in tqdm(range(0, len(plan.ids), block), desc=name, unit="block", disable=None, leave=False): scan.add(passages(plan.texts[start:start + block]), start, plan.excluded)
     taken = []
     for i in range(len(plan.pairs)):
         above = int(scan.above[i])
@@ -321,25 +347,30 @@ def mine_llm(
     store: str | Path | None = None, # JSONL file of raw texts; None: one in the cache folder, named by model and settings
     num_negatives: int = 1, # Negatives per pair; from the second on they are always written anew
     skip_top: int = 0, # Leave out so many of the first texts of each pair
-    min_margin: float | None = None, # Keep n only if q.p - q.n is at least this under `margin_encoder`
-    margin_encoder: Any = None, # Encoder that measures the margin; given together with `min_margin`
+    min_margin: float | None = None, # A text answers the query, and is dropped, unless q.p - q.n is at least this under `margin_encoder`
+    margin_encoder: Any = None, # Encoder or `Reranker` that measures the margin; given together with `min_margin`
     model: str | Path = "smollm2", # "smollm2", or a local folder with a causal language model in safetensors
     batch_size: int = 32, # Texts written at a time
     device: str = "cpu", # Where the model runs
+    endpoint: Any = None, # An `EndpointConfig`: an OpenAI-compatible server writes, no local model; the shipped texts are not its own
     name: str = "llm", # The source's name in tables
 ) -> Triples: # rank: order of the usable texts of a pair, from 1; no score
     "Generated negatives: shipped ones first, missing ones written when asked. Raises `InputError`. [name paper, form ours]"
     pairs = _check_request(name, collection, pairs, num_negatives, skip_top)
     _check_margin(min_margin, margin_encoder)
     shipped, wanted, known = shipped_negatives(), num_negatives + skip_top, {}
-    if shipped.rows:
+    if endpoint is not None:
+        for k, given, default in (("model", model, "smollm2"), ("batch_size", batch_size, 32), ("device", device, "cpu")):
+            if given != default: raise InputError(f"{k}={given!r} is given together with endpoint: it is a local model's setting; leave one of them out.")
+    elif shipped.rows:
         mine = dict(prompt_sha256=sha256_text(prompt_text(config.prompt)), model=str(model), **{k: v for k, v in asdict(config).items() if k not in ("prompt", "attempts")})
         theirs = dict(prompt_sha256=shipped.manifest["prompt"]["sha256"], model=shipped.manifest["model"]["name"], **{k: v for k, v in shipped.manifest["config"].items() if k not in ("prompt", "attempts")})
         other = [f"{k} is {theirs.get(k)!r} there and {v!r} here" for k, v in mine.items() if theirs.get(k) != v]
         if not other: known = shipped.rows
         elif not generate: raise InputError(f"the shipped negatives were written with other settings: {'; '.join(other)}. Give generate=True, or leave these settings out.")
     keys = [pair_key(p.query, p.positive) for p in pairs]
-    if generate:
+    if endpoint is not None: found = import_module("eci_sem.endpoint").ask_negatives(pairs, endpoint, config=config, store=store, num_negatives=wanted, ask=generate).rows
+    elif generate:
         if store is None and (wanted > 1 or any(k not in known for k in keys)): store = default_store(config, model)
         found = write_negatives(pairs, config=config, model=model, store=store, batch_size=batch_size, num_negatives=wanted, known=known, device=device).rows
     else: found = [known[k] for k in dict.fromkeys(keys) if k in known]
@@ -357,12 +388,19 @@ def mine_llm(
     if margin_encoder is not None and rows:
         at = np.array([i for i, _ in rows])
         low = _Margin(margin_encoder, pairs, [r["negative"] for _, r in rows])(at, np.arange(len(rows))) < min_margin
-        dropped[f"margin under {min_margin:g}"] += int(low.sum())
+        dropped[f"answers the query (margin under {min_margin:g})"] += int(low.sum())
         rows = [r for r, l in zip(rows, low) if not l]
     return _triples(name, [r for _, r in rows], dropped, len(pairs))
 
 # %% ../nbs/03_sources.ipynb #7ea4d2c7
-SOURCES: dict[str, Callable[..., Triples]] = {"bm25": mine_bm25, "dense": mine_dense, "llm": mine_llm, "random": mine_random}
+class _Later:
+    "A miner in a module that itself imports this one: looked up when it is used."
+    def __init__(self, module: str, function: str): self.module, self.function = module, function
+    @property
+    def __signature__(self) -> inspect.Signature: return inspect.signature(getattr(import_module(self.module), self.function))
+    def __call__(self, *args: Any, **settings: Any) -> Triples: return getattr(import_module(self.module), self.function)(*args, **settings)
+
+SOURCES: dict[str, Callable[..., Triples]] = {"bm25": mine_bm25, "cross_encoder": _Later("eci_sem.rerank", "mine_cross_encoder"), "dense": mine_dense, "llm": mine_llm, "random": mine_random}
 _NO_SETTING = ("collection", "pairs", "encoder")
 
 def _defaults(source: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -373,7 +411,7 @@ def _defaults(source: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return defaults
 
 def mine(
-    source: str, # "bm25", "dense", "llm" or "random"
+    source: str, # "bm25", "cross_encoder", "dense", "llm" or "random"
     /,
     collection: Collection, # Where the passages come from
     pairs: Iterable[Pair], # Labelled pairs, from `Collection.pairs`
@@ -385,11 +423,12 @@ def mine(
     if source == "dense":
         if encoder is None: raise InputError("the source 'dense' mines with an encoder and none was given: encoder=load_encoder('minilm'), say.")
         return mine_dense(collection, pairs, encoder, **settings)
-    if encoder is not None and settings.get("min_margin") is not None: settings.setdefault("margin_encoder", encoder)
+    # a cross-encoder measures the margin itself
+    if encoder is not None and settings.get("min_margin") is not None and source != "cross_encoder": settings.setdefault("margin_encoder", encoder)
     return SOURCES[source](collection, pairs, **settings)
 
 def describe_source(
-    source: str, # "bm25", "dense", "llm" or "random"
+    source: str, # "bm25", "cross_encoder", "dense", "llm" or "random"
     /,
     encoder: Any = None, # As for `mine`
     **settings: Any, # As for `mine`
@@ -397,14 +436,16 @@ def describe_source(
     "Every setting of a source, defaults included, as a manifest records it. Raises `InputError`. [ours]"
     from importlib.metadata import version
     def literal(v: Any) -> Any:
-        if isinstance(v, WriterConfig): return asdict(v)
-        if hasattr(v, "encode_passages"): return dict(name=getattr(v, "name", type(v).__name__), fingerprint=getattr(v, "fingerprint", None))
-        if isinstance(v, Path): return v.name
+        if is_dataclass(v): return {k: literal(x) for k, x in asdict(v).items()}
+        if hasattr(v, "encode_passages") or _reranks(v): return dict(name=getattr(v, "name", type(v).__name__), fingerprint=getattr(v, "fingerprint", None))
+        if isinstance(v, Path) or isinstance(v, str) and Path(v).is_absolute(): return Path(v).name # a folder's place is no setting
+        if isinstance(v, Mapping): return {str(k): literal(x) for k, x in v.items()}
         return v.item() if isinstance(v, np.generic) else list(v) if isinstance(v, (list, tuple, set, frozenset)) else v
     found = {**_defaults(source, settings), **settings}
-    if source == "dense" or found.get("min_margin") is not None and found.get("margin_encoder") is None: found["encoder" if source == "dense" else "margin_encoder"] = encoder
+    if source == "cross_encoder" and found["model"] is not None: found["model"] = import_module("eci_sem.rerank").load_reranker(found["model"])
+    if source == "dense" or source != "cross_encoder" and found.get("min_margin") is not None and found.get("margin_encoder") is None: found["encoder" if source == "dense" else "margin_encoder"] = encoder
     found.pop("store", None) # a place, no setting
     record = dict(source=source, **{k: literal(v) for k, v in found.items()})
-    if source == "bm25": record |= dict(method="lucene", lower_case=True, token_pattern=TOKEN_PATTERN, versions={p: version(p) for p in ("bm25s", "PyStemmer")})
-    if source == "llm": record |= dict(prompt_sha256=sha256_text(prompt_text(found["config"].prompt)), versions={p: version(p) for p in ("torch", "transformers")})
+    if source in ("bm25", "cross_encoder"): record |= dict(method="lucene", lower_case=True, token_pattern=TOKEN_PATTERN, versions={p: version(p) for p in ("bm25s", "PyStemmer", *(("torch", "transformers", "sentence-transformers") if source == "cross_encoder" else ()))})
+    if source == "llm": record |= dict(prompt_sha256=sha256_text(prompt_text(found["config"].prompt)), versions={p: version(p) for p in (("torch", "transformers") if found["endpoint"] is None else ("openai",))})
     return record

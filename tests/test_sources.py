@@ -429,11 +429,11 @@ def test_bad_pairs_and_collections(name):
 def test_mine_by_name():
     c, pairs = small()
     encoder = Stub(VECTORS)
-    assert set(SOURCES) == {"bm25", "dense", "llm", "random"}
+    assert set(SOURCES) == {"bm25", "cross_encoder", "dense", "llm", "random"}
     for name in ("bm25", "dense", "random"): assert rows(mine(name, c, pairs, encoder, num_negatives=2)) == rows(miners(c, pairs, num_negatives=2)[name]())
     assert mine("bm25", c, pairs, skip_top=1, name="bm25@2").sources == ["bm25@2"]
     assert list(mine("random", c, pairs, name="chance").dropped) == ["chance"]
-    with pytest.raises(InputError, match=r"unknown source 'bm52'\. Did you mean 'bm25'\? Known: bm25, dense, llm, random"): mine("bm52", c, pairs)
+    with pytest.raises(InputError, match=r"unknown source 'bm52'\. Did you mean 'bm25'\? Known: bm25, cross_encoder, dense, llm, random"): mine("bm52", c, pairs)
     with pytest.raises(InputError, match="unknown setting of source 'random' 'sed'. Did you mean 'seed'"): mine("random", c, pairs, sed=1)
     with pytest.raises(InputError, match="the source 'dense' mines with an encoder and none was given"): mine("dense", c, pairs)
 
@@ -513,7 +513,7 @@ def test_margin_of_generated_texts(shipped):
     c, pairs = shipped
     encoder = Stub({"cats": [1, 0], "Cats purr.": [0.8, 0.6], "A tiger is no pet.": [1, 0], "dogs": [1, 0], "Dogs bark.": [0.8, 0.6], "Wolves howl at night.": [0, 1], "fish": [0, 1], "Fish swim.": [0, 1]})
     t = mine_llm(c, pairs, generate=False, min_margin=0.1, margin_encoder=encoder)
-    assert t.query_ids == ["2"] and t.dropped["llm"] == {"no generated negative": 1, "margin under 0.1": 1}
+    assert t.query_ids == ["2"] and t.dropped["llm"] == {"no generated negative": 1, "answers the query (margin under 0.1)": 1}
     assert rows(mine("llm", c, pairs, encoder, generate=False, min_margin=0.1)) == rows(t)
 
 def test_nothing_shipped(tmp_path, monkeypatch):
