@@ -149,7 +149,7 @@ def _clean(markup: str) -> _Html:
     parser = _Cleaner()
     parser.feed(markup); parser.close()
     while parser.open: parser._end()
-    return _Html("".join(parser.out))
+    return _Html(re.sub(r"<th((?: [^<>]*)?)></th>", r"<td\1></td>", "".join(parser.out))) # an empty cell heads nothing
 
 # %% ../nbs/12b_report.ipynb #64102866
 @lru_cache(maxsize=256)

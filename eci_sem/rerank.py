@@ -112,7 +112,7 @@ def load_reranker(
     if folder.is_dir(): name = folder.resolve().name
     else:
         if name.startswith((".", "/", "~")) or name.count("/") != 1: raise InputError(f"cross-encoder {name!r}: no such folder, and no hub name such as 'cross-encoder/ms-marco-MiniLM-L6-v2' either.")
-        try: folder = _hub_folder(name, revision)
+        try: folder, _ = _hub_folder(name, revision)
         except InputError as e: raise InputError(f"the cross-encoder {name!r} is not on this machine and can't be fetched from the hub. Without a network: download it elsewhere and give its folder.") from e
     if not any(folder.glob("*.safetensors")): raise InputError(f"cross-encoder {name!r}: no .safetensors file ({', '.join(p.name for p in folder.glob('*.bin')) or 'no weights'} found). Pickled weights are never loaded: convert them once where you trust them, with save_pretrained(..., safe_serialization=True).")
     if not (folder / "config.json").exists(): raise InputError(f"cross-encoder {name!r}: no config.json; expected a folder that CrossEncoder.save_pretrained wrote.")

@@ -244,6 +244,9 @@ def test_what_is_cleaned_holds_only_harmless_things(markup):
         assert re.match("https?://", a.get("href", "http://")) and re.match("data:image/", a.get("src", "data:image/"))
 
 
+def test_an_empty_heading_is_a_plain_cell(): assert report._clean("<table><tr><th></th><th colspan=2></th><th>x</th></tr></table>").count("<td") == 2 and report._clean("<th>x</th>") == "<th>x</th>"
+
+
 @given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=6))
 def test_numbers_are_rounded_and_keep_their_order(values):
     texts = [repr(v) for v in values]
