@@ -166,17 +166,25 @@ def _options(found: _Found, path: object, given: dict[str, Any]) -> dict[str, An
     if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1): raise InputError(f"depth is {depth!r}, expected a whole number of at least 1.")
     return given
 
+def _no_views(t: pa.DataType) -> pa.DataType: # polars and others hand out string views, which few functions of Arrow take yet
+    if pa.types.is_string_view(t): return pa.large_string()
+    if pa.types.is_list(t) or pa.types.is_large_list(t): return pa.large_list(_no_views(t.value_type)) if _no_views(t.value_type) != t.value_type else t
+    return pa.struct([f.with_type(_no_views(f.type)) for f in t]) if pa.types.is_struct(t) else t
+def _plain_table(table: pa.Table) -> pa.Table:
+    schema = pa.schema([f.with_type(_no_views(f.type)) for f in table.schema])
+    return table if schema == table.schema else table.cast(schema)
+
 def _tables(found: _Found, path: Path, size: int) -> Iterator[pa.Table]:
     native = [c for c in (*COLUMNS, "negatives") if c in found.names] if found.format == "parquet" else None
     if found.container == "parquet":
         import pyarrow.parquet as pq
-        with _arrow_errors(path), pq.ParquetFile(path, page_checksum_verification=True) as f:
+        with _arrow_errors(path), pq.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 18) as f:
             rows = 0
             for batch in f.iter_batches(size, columns=native):
                 table = pa.Table.from_batches([batch])
                 table.validate(full=True)
                 rows += len(table)
-                yield table
+                yield _plain_table(table)
             if rows != f.metadata.num_rows: raise InputError(f"{path}: holds {rows:,} rows, but says {f.metadata.num_rows:,}; write it again or fetch it again.")
         return
     schema = None
@@ -190,7 +198,7 @@ def _tables(found: _Found, path: Path, size: int) -> Iterator[pa.Table]:
                 if f.schema != schema: raise InputError(f"{file}: has other columns than the first file of the data set.")
                 for batch in f:
                     batch.validate(full=True)
-                    for start in range(0, len(batch), size): yield pa.Table.from_batches([batch.slice(start, size)]).select(native or list(found.names))
+                    for start in range(0, len(batch), size): yield _plain_table(pa.Table.from_batches([batch.slice(start, size)]).select(native or list(found.names)))
                 if raw.read(1): raise InputError(f"{file}: holds something after its end mark; save the data set again.")
 
 def _table_rows(tables: Iterable[pa.Table], path: object) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -354,7 +362,7 @@ def frame_triples(
     where = "data frame"
     names = _unique(map(str, getattr(frame, "columns", ())), where) if type(frame).__module__.split(".")[0] == "pandas" else ()
     if names and layout_of(names) in (None, "native"): return Triples.from_pandas(frame, source)
-    table = _frame_table(frame)
+    table = _plain_table(_frame_table(frame))
     layout = layout_of(_unique(table.column_names, where))
     if layout in (None, "native"): return Triples(_complete(table.select([c for c in (*COLUMNS, "negatives") if c in table.column_names]), where, source))
     if layout == "msmarco": raise InputError(f"{where}: holds ids (qid, pos, neg); write it as JSONL, and read that with corpus= and queries=.")
