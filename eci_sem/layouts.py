@@ -68,10 +68,9 @@ def fields(
     n: int, # Fields of a line
     expected: str, # What they are, for messages
     split: str | None = "\t", # None: any white space
-    whole: bool = True, # Refuse a last line without its end
 ) -> Iterator[tuple[int, list[str]]]: # (line number from 1, fields)
     "The fields of each line of a text table; a line with another number of them is refused. [ours]"
-    for number, line in read_lines(path, whole):
+    for number, line in read_lines(path, whole=True): # a cut last field looks like another one
         found = _decode(line, Path(path), number).rstrip("\r\n").split(split)
         if len(found) != n: raise InputError(f"{path}:{number}: found {len(found)} {'tab-separated ' if split else ''}fields, expected {n} ({expected}).")
         yield number, found
@@ -298,7 +297,7 @@ def read_run(
 ) -> dict[tuple[str, str], list[tuple[str, float]]]: # (tag, query id) -> (document id, score), best first
     "A run, in the order of its scores; equal scores keep the order of their ranks. Raises `InputError`. [ours]"
     found: dict[tuple[str, str], dict[str, tuple[float, int]]] = {}
-    for number, (q, _, d, rank, score, tag) in fields(path, 6, "query id, Q0, document id, rank, score, tag", split=None, whole=False):
+    for number, (q, _, d, rank, score, tag) in fields(path, 6, "query id, Q0, document id, rank, score, tag", split=None):
         try: value, place = float(score), int(rank)
         except ValueError: raise InputError(f"{path}:{number}: rank {rank[:20]!r} and score {score[:20]!r}, expected a whole number and a number.") from None
         if value != value: raise InputError(f"{path}:{number}: the score is not a number.")

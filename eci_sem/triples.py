@@ -67,9 +67,9 @@ def _explode(table: pa.Table, where: str, first: int = 0) -> pa.Table:
     return keep.take(pc.list_parent_indices(lists)).append_column("negative", pc.list_flatten(lists))
 
 def _complete(table: pa.Table, where: str, source: str | None = None, first: int = 0) -> pa.Table: # `first`: the number of the table's first row
-    if "negatives" in table.column_names and "negative" not in table.column_names: table = _explode(table, where, first)
-    missing = [c for c in TEXT_COLUMNS if c not in table.column_names]
+    missing = [c for c in TEXT_COLUMNS if c not in table.column_names and not (c == "negative" and "negatives" in table.column_names)]
     if missing: raise InputError(f"{where}: column {missing[0]!r} is missing; found {', '.join(map(repr, table.column_names)) or 'no columns'}, expected at least 'query', 'positive' and 'negative' (or 'negatives').")
+    if "negative" not in table.column_names: table = _explode(table, where, first)
     columns = {c: _cast(table.column(c), c, where) for c in COLUMNS if c in table.column_names}
     for c in TEXT_COLUMNS:
         if columns[c].null_count == 0: continue
