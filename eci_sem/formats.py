@@ -219,7 +219,8 @@ def _adapted(found: _Found, path: Path, rows: Iterable[tuple[str, dict[str, Any]
 def _tolerant(found: _Found, path: Path, reading: Reading, rejected: Rejected) -> Iterator[tuple[str, Iterable[tuple]]]:
     def one(number, line):
         values = list(next(_adapted(found, path, [(f"{path}:{number}", json_object(line, path, number))], reading))[1])
-        list(_batches([(f"{path}:{number}", values)])) # what only shows when the columns are made
+        try: "".join(x for v in values for x in v[:7] if x).encode()
+        except UnicodeEncodeError: list(_batches([(f"{path}:{number}", values)])) # names the column
         return values
     for number, line in read_lines(path):
         try: values = one(number, line)
