@@ -207,6 +207,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'eci_sem.figures.spectrum': ('figures.html#spectrum', 'eci_sem/figures.py')},
             'eci_sem.formats': { 'eci_sem.formats.Format': ('formats.html#format', 'eci_sem/formats.py'),
                                  'eci_sem.formats._Found': ('formats.html#_found', 'eci_sem/formats.py'),
+                                 'eci_sem.formats._Unknown': ('formats.html#_unknown', 'eci_sem/formats.py'),
                                  'eci_sem.formats._adapted': ('formats.html#_adapted', 'eci_sem/formats.py'),
                                  'eci_sem.formats._arrow_errors': ('formats.html#_arrow_errors', 'eci_sem/formats.py'),
                                  'eci_sem.formats._arrow_found': ('formats.html#_arrow_found', 'eci_sem/formats.py'),

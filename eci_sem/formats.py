@@ -112,13 +112,18 @@ def _arrow_found(files: tuple[Path, ...]) -> _Found:
     with _arrow_errors(files[0], "Arrow file"), pa.ipc.open_stream(files[0].open("rb")) as f: names = _unique(f.schema.names, str(files[0]))
     return _Found(_columns_format(names, "parquet"), "arrow", names, files)
 
+class _Unknown(InputError): "JSON in no layout that is known: told at once, whatever the extension says."
+
 def _peek(path: Path, ids: bool) -> _Found | None:
     lines = list(islice(read_lines(path), 20))
     if lines[0][1].lstrip(b"\xef\xbb\xbf \t").startswith(b"{"):
+        first = None
         for number, line in lines: # the first row that has a known layout; those before it are refused later, with their place
             try: row = json_object(line, path, number)
             except InputError: continue
             if layout := layout_of(tuple(row)): return _Found("jsonl" if layout == "native" else layout, "jsonl", tuple(row))
+            first = first or (number, row)
+        if first and not {"positive", "negative", "negatives"} & set(first[1]): raise _Unknown(f"{path}:{first[0]}: the keys {', '.join(map(repr, first[1])) or '(none)'} fit no layout that is known; expected e.g. query, positive, negative; or query, pos, neg; or query, positive_passages, negative_passages; or qid, pos, neg.")
         return None
     texts = [_decode(line, path, number).rstrip("\r\n") for number, line in lines]
     if texts[0].count("\t") == 2: return _Found("qidpidtriples" if ids or all(re.fullmatch(r"\S{1,40}\t\S{1,40}\t\S{1,40}", t) for t in texts) else "tsv", "text")
@@ -133,6 +138,7 @@ def _recognise(path: Path, ids: bool = False) -> _Found:
     if head != b"PAR1":
         if head == b"\xff\xff\xff\xff": return _arrow_found((path,))
         try: found = _peek(path, ids)
+        except _Unknown as e: raise InputError(str(e)) from None
         except InputError:
             _kind_of(path) # an extension that is not known
             found = None
@@ -179,12 +185,16 @@ def _tables(found: _Found, path: Path, size: int) -> Iterator[pa.Table]:
     if found.container == "parquet":
         import pyarrow.parquet as pq
         with _arrow_errors(path), pq.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 18) as f:
-            rows = 0
-            for batch in f.iter_batches(size, columns=native):
-                table = pa.Table.from_batches([batch])
-                table.validate(full=True)
-                rows += len(table)
-                yield _plain_table(table)
+            rows, groups, held = 0, [], 0
+            for g in range(f.num_row_groups): # a reader of its own for about one batch: one for the whole file keeps more and more
+                groups.append(g); held += f.metadata.row_group(g).num_rows
+                if held < size and g < f.num_row_groups - 1: continue
+                for batch in f.iter_batches(size, row_groups=groups, columns=native):
+                    table = pa.Table.from_batches([batch])
+                    table.validate(full=True)
+                    rows += len(table)
+                    yield _plain_table(table)
+                groups, held = [], 0
             if rows != f.metadata.num_rows: raise InputError(f"{path}: holds {rows:,} rows, but says {f.metadata.num_rows:,}; write it again or fetch it again.")
         return
     schema = None
