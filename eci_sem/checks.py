@@ -126,8 +126,7 @@ class FileReport:
     def _details(self) -> list[str]:
         cut = lambda x: repr(x if len(x) <= 60 else x[:57] + "...")
         row = lambda e: f"query {cut(e['query'])}, positive {cut(e['positive'])}, negative {cut(e['negative'])}"
-        lines = [self.problem] if self.problem else []
-        lines += [why for _, why in self.lines]
+        lines = [why.replace(str(self.path), self.path.name) for why in [*([self.problem] if self.problem else []), *(why for _, why in self.lines)]]
         lines += [f"{kind}, row {e['row']} ({e['source']}): {row(e)}" for kind in CHECKS for e in self.examples.get(kind, ())]
         lines += [f"likely false negative under {self.encoder}, row {e['row']} ({e['source']}), margin {e['margin']:.3f}: {row(e)}" for e in self.worst]
         return lines + [f"left out while reading, {s}: " + ", ".join(f"{n:,} {r}" for r, n in rs.items()) for s, rs in self.dropped.items()]

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from eci_sem.checks import check_file
 from eci_sem.collection import InputError
 from eci_sem.formats import FORMATS
 from eci_sem.triples import Triples
@@ -120,6 +121,10 @@ def test_mutated_files_give_a_whole_table_or_a_clear_error(seeds, tmp_path):
         start = time.perf_counter()
         t = read(path, **{o: work / o for o in options})
         slowest = max(slowest, time.perf_counter() - start)
+        if n % 10 == 0: # a report tells what a reader refuses
+            report = check_file(path, **{o: work / o for o in options})
+            assert report.errors if t is None else report.problem is None and not report.bad_lines and report.rows == len(t)
+            repr(report), report.to_json()
         if t is None: continue
         read_well += 1
         full, done = whole[format, name], f"{format} {name}, input {n}: {how} of {target.name}"
