@@ -67,6 +67,13 @@ def test_a_file_in_batches_is_judged_as_the_table(tmp_path_factory, rows, collec
     assert again.rows == len(cleaned)
 
 
+def test_a_positive_is_known_across_batches_by_its_id_and_by_its_text(tmp_path):
+    row = lambda p, pid, n, nid: dict(query_id="1", query="q", positive=p, positive_id=pid, negative=n, negative_id=nid)
+    path = Triples.from_rows([row("x", "a", "one text", "b"), row("y", "c", "X", "d"), row("another text", "b", "z", "e")]).write(tmp_path / "t.jsonl")
+    report = check_file(path, batch=1)
+    assert [e["row"] for e in report.examples["negative is a known relevant passage"]] == [0, 1] and report.bad == 2
+
+
 def test_margins_by_hand_and_by_a_slow_reference(tmp_path):
     rows = [dict(query="aaab", positive="aaaa", negative=n, source=s) for n, s in [("aaab", "x"), ("zzzz", "x"), ("aabb", "y"), ("aaaa", "y")]]
     path = Triples.from_rows(rows).write(tmp_path / "t.jsonl")
@@ -168,7 +175,7 @@ def test_a_stream_scores_as_the_table(tmp_path, config):
 
 
 def test_the_weights_of_a_stream_are_those_of_the_distinct_positives(tmp_path):
-    t = Triples.from_rows([dict(query="q", positive=f"word{i % 7} and {i % 3}", negative="n") for i in range(60)])
+    t = Triples.from_rows([dict(query="q", positive=f"word{i % 7} and {i % 3} and so on", negative="n") for i in range(60)])
     path = t.write(tmp_path / "t.jsonl")
     whole = IDF.fit(t.distinct("positive")[0], get_tokenizer("word"))
     for size in (1, 13, 60): assert stream_idf(scan_triples(path, batch=size)).fingerprint == whole.fingerprint

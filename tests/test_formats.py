@@ -375,6 +375,12 @@ def test_damaged_data_sets_are_refused(tmp_path):
     with pytest.raises(InputError, match="is a folder without state.json"): Triples.read(tmp_path)
 
 
+def test_text_that_is_none_is_refused(tmp_path):
+    bad = pa.Array.from_buffers(pa.large_string(), 1, [None, pa.array([0, 2], pa.int64()).buffers()[1], pa.py_buffer(b"\xff\xfe")])
+    pq.write_table(pa.table(dict(query=["q"], positive=["p"], negative=bad)), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"t.parquet: not a readable Parquet file \(.*UTF8"): Triples.read(tmp_path / "t.parquet")
+
+
 def test_writes_that_would_lose_what_matters_are_refused(tmp_path):
     t = Triples.from_rows([dict(query_id=q, positive_id="p", query=q, positive="p", negative_id=n, negative=n, source=s) for q, n, s in [("1", "a", "x"), ("1", "b", "x"), ("1", "a", "y")]])
     for format in ("tsv", "qidpidtriples", *LISTS):
