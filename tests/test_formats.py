@@ -1,5 +1,6 @@
 """Formats: each one recognised by content, round trips of what it can hold, real files, other tools' own output, and errors with their place."""
 import gzip
+import io
 import json
 import os
 from pathlib import Path
@@ -455,3 +456,16 @@ def test_the_registry_is_the_table():
     frame = formats_table()
     assert list(frame.index) == list(FORMATS)
     for f in FORMATS.values(): assert frame.loc[f.name, "read"] == ("yes" if f.reads else "no") and frame.loc[f.name, "write"] == ("yes" if f.writes else "no") and f.tested and (f.loses or not f.writes)
+
+
+def test_the_guide_shows_the_registry(root):
+    cells = json.loads((root / "nbs/guides/formats.ipynb").read_text(encoding="utf-8"))["cells"]
+    shown = ["".join(o["data"]["text/html"]) for c in cells for o in c.get("outputs", ()) if "text/html" in o.get("data", {})]
+    frames = [pd.read_html(io.StringIO(h), keep_default_na=False)[0] for h in shown[:2]]
+    expected = formats_table().reset_index()
+    for frame in frames:
+        names = [c[0] if isinstance(c, tuple) else c for c in frame.columns]
+        frame.columns = ["format", *names[1:]]
+        assert frame["format"].tolist() == list(FORMATS), "run the guide again: nbs/guides/formats.ipynb"
+        for c in names[1:]: assert frame[c].astype(str).tolist() == expected[c].tolist(), f"column {c!r}: run the guide again"
+    assert {"read", "write", "tested with"} <= set(frames[0].columns)
