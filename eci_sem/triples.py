@@ -360,7 +360,7 @@ class Triples:
         source: str | None = None, # The source of all rows; None: the column `source`, or "negatives"
     ) -> "Triples":
         "From a data frame of any library. Raises `InputError`. [ours]"
-        from .formats import frame_triples
+        from eci_sem.formats import frame_triples
         return frame_triples(frame, source)
 
     @classmethod
@@ -370,7 +370,7 @@ class Triples:
         **options: Any, # corpus, queries, qrels, depth, judged_only: as `eci_sem.formats.read_triples` takes them, where the format needs them
     ) -> "Triples":
         "Read a file; a problem is named with file and line. Raises `InputError`. [ours]"
-        from .formats import read_triples
+        from eci_sem.formats import read_triples
         return read_triples(path, source, **options)
 
     def write(self,
@@ -379,7 +379,7 @@ class Triples:
         **options: Any, # corpus, queries, qrels: files that are written beside one of a format that holds ids only
     ) -> Path: # The path
         "Write a file, whole or not at all; the same triples give the same bytes. `dropped` is kept in Parquet only. [ours]"
-        from .formats import write_triples
+        from eci_sem.formats import write_triples
         return write_triples(self, path, format, **options)
 
     def to_pandas(self):
