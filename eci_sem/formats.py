@@ -115,8 +115,9 @@ def _arrow_found(files: tuple[Path, ...]) -> _Found:
 class _Unknown(InputError): "JSON in no layout that is known: told at once, whatever the extension says."
 
 def _peek(path: Path, ids: bool) -> _Found | None:
-    lines = list(islice(read_lines(path), 20))
-    if lines[0][1].lstrip(b"\xef\xbb\xbf \t").startswith(b"{"):
+    lines = islice(read_lines(path), 20)
+    lines = chain([head := next(lines)], lines) # one by one: a line may be long
+    if head[1].lstrip(b"\xef\xbb\xbf \t").startswith(b"{"):
         first = None
         for number, line in lines: # the first row that has a known layout; those before it are refused later, with their place
             try: row = json_object(line, path, number)
@@ -125,7 +126,8 @@ def _peek(path: Path, ids: bool) -> _Found | None:
             first = first or (number, row)
         if first and not {"positive", "negative", "negatives"} & set(first[1]): raise _Unknown(f"{path}:{first[0]}: the keys {', '.join(map(repr, first[1])) or '(none)'} fit no layout that is known; expected e.g. query, positive, negative; or query, pos, neg; or query, positive_passages, negative_passages; or qid, pos, neg.")
         return None
-    texts = [_decode(line, path, number).rstrip("\r\n") for number, line in lines]
+    texts = [_decode(line, path, number).rstrip("\r\n") for number, line in lines if len(line) < 1 << 20]
+    if not texts: return None
     if texts[0].count("\t") == 2: return _Found("qidpidtriples" if ids or all(re.fullmatch(r"\S{1,40}\t\S{1,40}\t\S{1,40}", t) for t in texts) else "tsv", "text")
     found = texts[0].split()
     try: return _Found("trec", "text") if len(found) == 6 and (int(found[3]), float(found[4])) else None
