@@ -47,17 +47,17 @@ _COLUMN_LOSS = "ids, source (one is allowed), rank, score"
 FORMATS: dict[str, Format] = {f.name: f for f in (
     Format("parquet", "this package's columns, as Parquet", True, True, True, (), (), "nothing", _SAMPLES),
     Format("jsonl", "this package's columns, one row a line, or a list of negatives a line; .gz", True, True, True, (), (), "dropped counts", _SAMPLES),
-    Format("tsv", "query, positive, negative as texts between tabs, as MS MARCO's triples.train", True, True, True, (), (), _COLUMN_LOSS, "msmarco-triples-sample"),
+    Format("tsv", "query, positive, negative as texts between tabs, as MS MARCO's triples.train", True, True, True, (), (), _COLUMN_LOSS, _SAMPLES),
     Format("st-triplet", "sentence-transformers mine_hard_negatives, triplet: a Dataset, its saved folder, Parquet or JSONL", True, True, True, (), (), _COLUMN_LOSS, f"mine_hard_negatives on scifact; {_SAMPLES}"),
     Format("st-n-tuple", "the same, n-tuple: negative_1 to negative_k", True, True, True, (), (), _COLUMN_LOSS + "; k must be one number", f"mine_hard_negatives on scifact; {_SAMPLES}"),
     Format("st-labeled-list", "the same, labeled-list: passages and labels", True, True, True, (), (), _COLUMN_LOSS, f"mine_hard_negatives on scifact; {_SAMPLES}"),
     Format("st-labeled-pair", "the same, labeled-pair: one passage and its label a row", True, False, True, (), (), "", "mine_hard_negatives on scifact"),
     Format("flagembedding", "FlagEmbedding JSONL: query, pos, neg", True, True, True, (), (), "ids, rank, score", _SAMPLES),
     Format("tevatron", "Tevatron JSONL: query, positive_passages, negative_passages", True, True, True, (), (), "rank, score", _SAMPLES),
-    Format("msmarco", "MS MARCO hard negatives JSONL: qid, pos, neg by system; .gz", True, True, True, ("corpus", "queries"), (), "texts (in files of their own), score; rank becomes the place in the list", "scifact; msmarco-triples-sample"),
-    Format("qidpidtriples", "ids of query, positive, negative between tabs", True, True, True, ("corpus", "queries"), (), "texts (in files of their own), source (one is allowed), rank, score", "scifact; msmarco-triples-sample"),
-    Format("trec", "a TREC run, with judgments: negatives are retrieved and not relevant", True, True, False, ("corpus", "queries", "qrels"), ("depth", "judged_only"), "texts and judgments (in files of their own); rank becomes the place by score", "scifact with its judgments; cranfield"),
-    Format("frame", "a pandas, polars or pyarrow frame, a datasets Dataset, or anything with Arrow's stream interface; any of the layouts above that hold texts", True, False, False, (), (), "", f"scifact; {_SAMPLES}"))}
+    Format("msmarco", "MS MARCO hard negatives JSONL: qid, pos, neg by system; .gz", True, True, True, ("corpus", "queries"), (), "texts (in files of their own), score; rank becomes the place in the list", f"runs on scifact and cranfield; {_SAMPLES}"),
+    Format("qidpidtriples", "ids of query, positive, negative between tabs", True, True, True, ("corpus", "queries"), (), "texts (in files of their own), source (one is allowed), rank, score", f"runs on scifact and cranfield; {_SAMPLES}"),
+    Format("trec", "a TREC run, with judgments: negatives are retrieved and not relevant", True, True, False, ("corpus", "queries", "qrels"), ("depth", "judged_only"), "texts and judgments (in files of their own); rank becomes the place by score", f"runs on scifact and cranfield with their judgments; {_SAMPLES}"),
+    Format("frame", "a pandas, polars or pyarrow frame, a datasets Dataset, or anything with Arrow's stream interface; any of the layouts above that hold texts", True, False, False, (), (), "", "mine_hard_negatives on scifact; nq-triples-sample"))}
 _READ_OPTIONS = ("corpus", "queries", "qrels", "depth", "judged_only")
 
 def formats_table(): # A data frame
