@@ -7,8 +7,6 @@ __all__ = ['COLUMNS', 'TEXT_COLUMNS', 'DEFAULT_SOURCE', 'GENERATED', 'SCHEMA', '
            'TriplesSummary', 'Triples']
 
 # %% ../nbs/01_triples.ipynb #f823aab0
-import gzip
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -19,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .collection import Collection, InputError, atomic_path, normalise, open_text, read_jsonl, sha256_text, unknown_name
+from .collection import Collection, InputError, normalise, sha256_text, unknown_name
 
 # %% ../nbs/01_triples.ipynb #fbe60655
 COLUMNS = ("query_id", "positive_id", "negative_id", "query", "positive", "negative", "source", "rank", "score")
@@ -28,6 +26,7 @@ DEFAULT_SOURCE = "negatives" # the source of rows that name none
 GENERATED = "llm:" # ids of generated negatives start with this: no corpus holds them
 SCHEMA = pa.schema([*(pa.field(c, pa.large_string(), nullable=False) for c in COLUMNS[:7]), pa.field("rank", pa.int32()), pa.field("score", pa.float64())])
 _BATCH = 65_536 # rows converted at a time: bounds memory while reading and writing
+_CHARACTERS = 1 << 25 # and so many characters of text, when they are long
 
 def text_id(
     text: str, # The text of a query or a passage
@@ -43,8 +42,10 @@ def _text_ids(column: pa.ChunkedArray, prefix: str) -> pa.Array:
 # %% ../nbs/01_triples.ipynb #284df19b
 def _type_name(t: pa.DataType) -> str: return "text" if pa.types.is_large_string(t) or pa.types.is_string(t) else str(t)
 
+def _plain(t: pa.DataType) -> pa.DataType: return pa.large_string() if pa.types.is_string_view(t) else t # a view can't be taken from
+
 def _cast(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
-    if pa.types.is_dictionary(column.type): column = column.cast(column.type.value_type)
+    if pa.types.is_dictionary(column.type): column = pa.chunked_array([c.dictionary.cast(_plain(c.dictionary.type)).take(c.indices) for c in column.chunks], _plain(column.type.value_type))
     t, target = column.type, SCHEMA.field(name).type
     number = pa.types.is_integer(t) or pa.types.is_floating(t)
     if name == "rank": fits, wanted = number, "whole numbers"
@@ -55,26 +56,26 @@ def _cast(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     try: return column if t == target else column.cast(target)
     except pa.ArrowInvalid as e: raise InputError(f"{where}: column {name!r} can't be read as {wanted} ({str(e).splitlines()[0]}).") from None
 
-def _explode(table: pa.Table, where: str) -> pa.Table:
+def _explode(table: pa.Table, where: str, first: int = 0) -> pa.Table:
     lists = table.column("negatives").combine_chunks()
     if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)): raise InputError(f"{where}: column 'negatives' is {_type_name(lists.type)}, expected lists of text.")
     short = pc.index(pc.fill_null(pc.equal(pc.list_value_length(lists), 0), True), True).as_py()
-    if short >= 0: raise InputError(f"{where}: row {short} (counting from 0): 'negatives' is empty; a triple needs a negative: leave the row out.")
+    if short >= 0: raise InputError(f"{where}: row {first + short} (counting from 0): 'negatives' is empty; a triple needs a negative: leave the row out.")
     extra = next((c for c in ("negative_id", "rank", "score") if c in table.column_names and table.column(c).null_count < len(table)), None)
     if extra: raise InputError(f"{where}: column {extra!r} stands beside the lists 'negatives'; write one row for each negative instead.")
     keep = table.drop_columns([c for c in ("negatives", "negative_id", "rank", "score") if c in table.column_names])
     return keep.take(pc.list_parent_indices(lists)).append_column("negative", pc.list_flatten(lists))
 
-def _complete(table: pa.Table, where: str, source: str | None = None) -> pa.Table:
-    if "negatives" in table.column_names and "negative" not in table.column_names: table = _explode(table, where)
-    missing = [c for c in TEXT_COLUMNS if c not in table.column_names]
+def _complete(table: pa.Table, where: str, source: str | None = None, first: int = 0) -> pa.Table: # `first`: the number of the table's first row
+    missing = [c for c in TEXT_COLUMNS if c not in table.column_names and not (c == "negative" and "negatives" in table.column_names)]
     if missing: raise InputError(f"{where}: column {missing[0]!r} is missing; found {', '.join(map(repr, table.column_names)) or 'no columns'}, expected at least 'query', 'positive' and 'negative' (or 'negatives').")
+    if "negative" not in table.column_names: table = _explode(table, where, first)
     columns = {c: _cast(table.column(c), c, where) for c in COLUMNS if c in table.column_names}
     for c in TEXT_COLUMNS:
         if columns[c].null_count == 0: continue
         row = pc.index(pc.is_null(columns[c]), True).as_py()
-        if c == "positive": raise InputError(f"{where}: row {row} (counting from 0): query {columns['query'][row].as_py()!r} has no positive ('positive' is null); every triple needs the text of a labelled relevant passage.")
-        raise InputError(f"{where}: row {row} (counting from 0): {c!r} is null, expected text.")
+        if c == "positive": raise InputError(f"{where}: row {first + row} (counting from 0): query {columns['query'][row].as_py()!r} has no positive ('positive' is null); every triple needs the text of a labelled relevant passage.")
+        raise InputError(f"{where}: row {first + row} (counting from 0): {c!r} is null, expected text.")
     for c, of in zip(COLUMNS[:3], TEXT_COLUMNS):
         given = columns.get(c)
         if given is not None and given.null_count == 0 and not pc.any(pc.equal(given, "")).as_py(): continue
@@ -111,23 +112,26 @@ def _json_values(row: dict[str, Any], where: str) -> Iterator[tuple]:
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))): raise InputError(f"{where}: {found(key)}, expected a number.")
     if rank is not None and (abs(rank) >= 2**31 or not float(rank).is_integer()): raise InputError(f"{where}: 'rank' is {rank}, expected a whole number.")
     rank = None if rank is None else int(rank)
-    for n in negatives: yield *ids[:3], query, positive, n, ids[3], rank, None if score is None else float(score)
+    try: score = None if score is None else float(score)
+    except OverflowError: raise InputError(f"{where}: 'score' is too large for a number of 64 bits.") from None
+    for n in negatives: yield *ids[:3], query, positive, n, ids[3], rank, score
 
-def _from_json(rows: Iterable[tuple[str, dict[str, Any]]]) -> pa.Table:
-    batches: list[pa.RecordBatch] = []; values: list[tuple] = []; wheres: list[str] = []
-    def flush():
-        try: batches.append(pa.record_batch([pa.array(c, SCHEMA.field(i).type) for i, c in enumerate(zip(*values))], names=list(COLUMNS)))
+def _batches(rows: Iterable[tuple[str, Iterable[tuple]]], size: int = _BATCH) -> Iterator[pa.RecordBatch]: # of (place, rows of values in the order of `COLUMNS`)
+    values: list[tuple] = []; wheres: list[str] = []; held = 0
+    def batch():
+        try: return pa.record_batch([pa.array(c, SCHEMA.field(i).type) for i, c in enumerate(zip(*values))], names=list(COLUMNS))
         except UnicodeEncodeError:
             for where, row in zip(wheres, values):
                 for name, value in zip(COLUMNS, row):
                     if isinstance(value, str) and any("\ud800" <= ch <= "\udfff" for ch in value): raise InputError(f"{where}: {name!r} holds half a surrogate pair, which is no text; repair the line.") from None
             raise
-        values.clear(); wheres.clear()
-    for where, row in rows:
-        for v in _json_values(row, where): values.append(v); wheres.append(where)
-        if len(values) >= _BATCH: flush()
-    if values: flush()
-    return pa.Table.from_batches(batches, schema=pa.schema([pa.field(c, SCHEMA.field(c).type) for c in COLUMNS]))
+    for where, found in rows:
+        for v in found:
+            values.append(v); wheres.append(where); held += len(v[3]) + len(v[4]) + len(v[5])
+            if len(values) >= size or held >= _CHARACTERS: yield batch(); values.clear(); wheres.clear(); held = 0
+    if values: yield batch()
+
+def _from_batches(batches: Iterable[pa.RecordBatch]) -> pa.Table: return pa.Table.from_batches(batches, schema=pa.schema([pa.field(c, SCHEMA.field(c).type) for c in COLUMNS]))
 
 # %% ../nbs/01_triples.ipynb #d9600a20
 def _group_position(keys: np.ndarray) -> np.ndarray:
@@ -335,7 +339,7 @@ class Triples:
             for n, row in enumerate(rows):
                 if not isinstance(row, dict): raise InputError(f"row {n} (counting from 0): found {type(row).__name__}, expected a dictionary.")
                 yield f"row {n} (counting from 0)", row
-        return cls(_complete(_from_json(numbered()), "rows"))
+        return cls(_complete(_from_batches(_batches((where, _json_values(row, where)) for where, row in numbered())), "rows"))
 
     @classmethod
     def from_pandas(cls,
@@ -351,49 +355,32 @@ class Triples:
         return cls(_complete(pa.table(columns), "data frame", source))
 
     @classmethod
+    def from_frame(cls,
+        frame, # pandas, polars, pyarrow, a datasets Dataset, or any frame with Arrow's stream interface, in a layout that `read` knows
+        source: str | None = None, # The source of all rows; None: the column `source`, or "negatives"
+    ) -> "Triples":
+        "From a data frame of any library. Raises `InputError`. [ours]"
+        from eci_sem.formats import frame_triples
+        return frame_triples(frame, source)
+
+    @classmethod
     def read(cls,
-        path: str | Path, # .parquet, .jsonl or .jsonl.gz
+        path: str | Path, # A file or folder in a format of `eci_sem.formats.FORMATS`, known by its content; or a frame
         source: str | None = None, # The source of all rows; None: the file's own, or "negatives"
+        **options: Any, # corpus, queries, qrels, depth, judged_only: as `eci_sem.formats.read_triples` takes them, where the format needs them
     ) -> "Triples":
         "Read a file; a problem is named with file and line. Raises `InputError`. [ours]"
-        path, dropped = Path(path), {}
-        kind = _kind_of(path)
-        if kind == ".parquet":
-            import pyarrow.parquet as pq
-            with open_text(path): pass # missing, empty, a folder
-            try:
-                with pq.ParquetFile(path) as f:
-                    found = f.schema_arrow
-                    table = f.read(columns=[c for c in (*COLUMNS, "negatives") if c in found.names])
-            except (pa.ArrowInvalid, OSError) as e: raise InputError(f"{path}: not a readable Parquet file ({str(e).splitlines()[0]}); write it again or fetch it again.") from None
-            missing = next((c for c in TEXT_COLUMNS if c not in found.names and not (c == "negative" and "negatives" in found.names)), None)
-            if missing: raise InputError(f"{path}: column {missing!r} is missing; found {', '.join(map(repr, found.names)) or 'no columns'}, expected at least 'query', 'positive' and 'negative' (or 'negatives').")
-            if not len(table): raise InputError(f"{path}: holds no rows.")
-            dropped = json.loads((found.metadata or {}).get(_DROPPED_KEY, b"{}"))
-            if source is not None: dropped = _merge_dropped(*({source: reasons} for reasons in dropped.values()))
-        else: table = _from_json((f"{path}:{n}", row) for n, row in read_jsonl(path))
-        return cls(_complete(table, str(path), source), dropped)
+        from eci_sem.formats import read_triples
+        return read_triples(path, source, **options)
 
     def write(self,
-        path: str | Path, # .parquet, .jsonl or .jsonl.gz
+        path: str | Path, # .parquet, .jsonl or .jsonl.gz; any path when the format is given
+        format: str | None = None, # A name of `eci_sem.formats.FORMATS`; None: Parquet or JSONL, by the extension
+        **options: Any, # corpus, queries, qrels: files that are written beside one of a format that holds ids only
     ) -> Path: # The path
         "Write a file, whole or not at all; the same triples give the same bytes. `dropped` is kept in Parquet only. [ours]"
-        path = Path(path)
-        kind = _kind_of(path)
-        with atomic_path(path) as tmp:
-            if kind == ".parquet":
-                import pyarrow.parquet as pq
-                table = self._table.combine_chunks()
-                if self._dropped: table = table.replace_schema_metadata({_DROPPED_KEY: json.dumps(self._dropped, sort_keys=True)})
-                pq.write_table(table, tmp, compression="zstd", row_group_size=_BATCH)
-            else:
-                with open(tmp, "wb") as raw:
-                    # no file name and no time in the header, or the bytes would differ from run to run
-                    out = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if kind == ".jsonl.gz" else raw
-                    for batch in self._table.to_batches(max_chunksize=_BATCH):
-                        out.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist()).encode())
-                    if out is not raw: out.close()
-        return path
+        from eci_sem.formats import write_triples
+        return write_triples(self, path, format, **options)
 
     def to_pandas(self):
         "The table as a data frame; `rank` is a nullable Int32."

@@ -1,0 +1,223 @@
+"""Checking files: the same findings as in memory whatever the batches, an independent reference for margins, cleaned and rejected files, and bounded memory."""
+import gzip
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eci_sem.checks import check_file, mix_keys
+from eci_sem.collection import Collection, InputError, load_beir
+from eci_sem.lexical import IDF, get_tokenizer, lexical_residuality
+from eci_sem.formats import scan_triples
+from eci_sem.score import ECIConfig, eci_score
+from eci_sem.stream import score_stream, stream_idf
+from eci_sem.triples import CHECKS, Triples
+
+COLLECTION = Collection("animals", {"a": "Dogs bark.", "b": "They fetch.", "c": "Cats purr.", "a2": "DOGS bark.", "d": "Fish swim."},
+    {"1": "what do dogs do", "2": "What do dogs  do", "3": "what do cats do"}, {"train": {"1": {"a": 1}}, "test": {"2": {"b": 2, "c": 0}, "3": {"c": 1}}})
+
+
+class Letters:
+    "A fake encoder: counts of letters, so that margins can be worked out by hand."
+    name, dim, fingerprint = "letters", 26, "letters"
+    def __init__(self): self.seen = []
+    def _encode(self, texts, progress=None):
+        self.seen += texts
+        out = np.array([[t.lower().count(chr(97 + i)) + 1e-3 for i in range(26)] for t in texts], np.float32)
+        return out / np.linalg.norm(out, axis=1, keepdims=True)
+    encode_queries = encode_passages = _encode
+
+
+texts = st.sampled_from(["Dogs bark.", "dogs  BARK.", "They fetch.", "Cats purr.", "Fish swim.", "Cows moo.", "", " \n"])
+ids = st.sampled_from(["a", "b", "c", "a2", "d", "zz", "llm:1", None])
+rows = st.fixed_dictionaries(dict(query=st.sampled_from(["what do dogs do", "What do dogs  do", "what do cats do", "other", " "]), positive=texts, negative=texts,
+    query_id=st.sampled_from(["1", "2", "3", "9", None]), positive_id=ids, negative_id=ids, source=st.sampled_from(["bm25", "llm", "bm25+llm"])))
+
+
+@given(rows=st.lists(rows, min_size=1, max_size=14), collection=st.sampled_from([None, COLLECTION]), size=st.integers(1, 14), name=st.sampled_from(["t.parquet", "t.jsonl", "t.jsonl.gz"]))
+@settings(max_examples=60, deadline=None)
+def test_a_file_in_batches_is_judged_as_the_table(tmp_path_factory, rows, collection, size, name):
+    t = Triples.from_rows(rows)
+    folder = tmp_path_factory.mktemp("t")
+    path = t.write(folder / name)
+    expected, report = t.check(collection), check_file(path, collection=collection, batch=size)
+    assert report.counts == expected.counts and report.bad == expected.bad and report.errors == (not expected.ok) and report.rows == len(t) and report.problem is None
+    assert {k: [e["row"] for e in es] for k, es in report.examples.items()} == {k: r[:3].tolist() for k, r in expected.found.items()}
+    marks = np.concatenate([kind for *_, kind in report.marked()])
+    assert {k: np.flatnonzero(marks == i).tolist() for i, k in enumerate(CHECKS) if (marks == i).any()} == {k: r.tolist() for k, r in expected.found.items()}
+    assert {s: n["rows"] for s, n in report.sources.items()} == {s: int((t.column("source") == s).sum()) for s in t.sources}
+    assert {s: n["queries"] for s, n in report.sources.items()} == {s: len(t.select(s).query_ids) for s in t.sources}
+    for s in t.sources:
+        for c in ("query", "positive", "negative"): assert np.allclose(report.lengths[s][c], np.quantile([len(x.split()) for x in t.select(s).texts(c)], (0.1, 0.5, 0.9, 1)))
+    cleaned = t.clean(collection)
+    if not len(cleaned):
+        with pytest.raises(InputError, match="every row has a problem, so nothing is left to write"): report.write_clean(folder / "c.parquet")
+        return
+    back = Triples.read(report.write_clean(folder / "c.parquet"))
+    assert back.table.equals(cleaned.table) and back.dropped == cleaned.dropped
+    assert Triples.read(report.write_clean(folder / "c.jsonl")).table.equals(cleaned.table)
+    assert Triples.read(report.write_clean(folder / "d.jsonl", "flagembedding")).texts("negative") == cleaned.texts("negative")
+    rejected = [json.loads(line) for line in report.write_rejected(folder / "r.jsonl").read_text().splitlines()]
+    assert {(r["row"], r["reason"]) for r in rejected} == {(int(i), k) for k, r in expected.found.items() for i in r}
+    again = check_file(folder / "c.parquet", collection=collection)
+    assert again.rows == len(cleaned)
+
+
+def test_a_positive_is_known_across_batches_by_its_id_and_by_its_text(tmp_path):
+    row = lambda p, pid, n, nid: dict(query_id="1", query="q", positive=p, positive_id=pid, negative=n, negative_id=nid)
+    path = Triples.from_rows([row("x", "a", "one text", "b"), row("y", "c", "X", "d"), row("another text", "b", "z", "e")]).write(tmp_path / "t.jsonl")
+    report = check_file(path, batch=1)
+    assert [e["row"] for e in report.examples["negative is a known relevant passage"]] == [0, 1] and report.bad == 2
+
+
+def test_margins_by_hand_and_by_a_slow_reference(tmp_path):
+    rows = [dict(query="aaab", positive="aaaa", negative=n, source=s) for n, s in [("aaab", "x"), ("zzzz", "x"), ("aabb", "y"), ("aaaa", "y")]]
+    path = Triples.from_rows(rows).write(tmp_path / "t.jsonl")
+    report = check_file(path, Letters())
+    encode = Letters()._encode
+    m = [float(np.dot(*encode([r["query"], r["positive"]]).astype(float)) - np.dot(*encode([r["query"], r["negative"]]).astype(float))) for r in rows]
+    assert m[0] < 0 < m[1] and report.margins["x"] == {"rows": 2, "false": 0.5, "mean": pytest.approx((m[0] + m[1]) / 2)}
+    assert report.margins["y"]["rows"] == 1 and report.counts == {"negative equals the positive": {"y": 1}} # a row with a problem is not measured
+    assert report.worst[0]["row"] == 0 and report.worst[0]["margin"] == pytest.approx(m[0]) and [w["margin"] < 0 for w in report.worst] == [True]
+    assert "likely false negative under letters, row 0 (x), margin -0.0" in repr(report) and "m &lt; 0" in report._repr_html_()
+    same = check_file(path, Letters(), batch=1)
+    assert same.margins.keys() == report.margins.keys() and [w["row"] for w in same.worst] == [w["row"] for w in report.worst]
+
+
+def test_margins_are_measured_on_a_sample_that_does_not_depend_on_batches(tmp_path):
+    path = Triples.from_rows([dict(query=f"q{i} abc", positive=f"p{i} def", negative=f"n{i} ghi") for i in range(2000)]).write(tmp_path / "t.parquet")
+    found = [check_file(path, Letters(), margin_rows=200, batch=b) for b in (64, 2000)]
+    assert 140 < found[0].margins["negatives"]["rows"] < 260 and found[0].margins["negatives"]["rows"] == found[1].margins["negatives"]["rows"]
+    assert found[0].margins["negatives"]["mean"] == pytest.approx(found[1].margins["negatives"]["mean"])
+
+
+def test_lines_that_can_not_be_used_are_told_and_left_out(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"query": "q", "pos": ["p"], "neg": ["n", "p"]}\n{\n{"query": "q", "pos": ["p"]}\n{"query": "r", "pos": ["p"], "neg": ["m"]}\n')
+    report = check_file(path)
+    assert (report.format, report.rows, report.bad_lines, report.bad, report.errors) == ("flagembedding", 3, 2, 1, True)
+    assert repr(report).startswith("t.jsonl: flagembedding, 3 rows, 1 source; 1 rows with a problem, 2 lines that can't be used") and ":3: key 'neg' is missing" in repr(report)
+    assert Triples.read(report.write_clean(tmp_path / "c.jsonl")).texts("negative") == ["n", "m"]
+    rejected = [json.loads(line) for line in report.write_rejected(tmp_path / "r.jsonl.gz").open("rb") and gzip.open(tmp_path / "r.jsonl.gz")]
+    assert [(r.get("line"), r.get("row"), r["reason"][-40:]) for r in rejected][:2] != [] and {r.get("line") for r in rejected} == {None, 2, 3} and {"text": "{"}.items() <= rejected[0].items()
+    told = json.loads(report.to_json())
+    assert told["errors"] and told["bad_lines"] == 2 and told["lines"][0]["line"] == 2 and told["counts"] == {"negative equals the positive": {"negatives": 1}}
+    assert sorted(os.listdir(tmp_path)) == ["c.jsonl", "r.jsonl.gz", "t.jsonl"]
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("t.jsonl", None, "no such file"), ("t.csv", b"a,b", "is not known; expected .parquet"), ("t.parquet", b"PAR1xxxx", "not a readable Parquet file"),
+    ("t.jsonl.gz", gzip.compress(b'{"query": "q", "positive": "p", "negative": "n"}\n' * 50)[:-4], "damaged gzip data"), ("t.tsv", b"1\t2\t3\n", "corpus=, queries= are needed")])
+def test_a_file_that_can_not_be_read_is_told(tmp_path, name, content, message):
+    if content: (tmp_path / name).write_bytes(content)
+    report = check_file(tmp_path / name)
+    assert report.errors and not report.ok and message in report.problem and message in repr(report) and message in report._repr_html_() and json.loads(report.to_json())["problem"]
+    with pytest.raises(InputError, match=message): report.write_clean(tmp_path / "c.parquet")
+    with pytest.raises(InputError, match=message): report.write_rejected(tmp_path / "r.jsonl")
+    assert os.listdir(tmp_path) == ([name] if content else [])
+
+
+def test_arguments_are_checked_first(tmp_path):
+    for name in ("margin_rows", "examples", "batch"):
+        with pytest.raises(InputError, match=f"{name} is 0, expected a whole number of at least 1"): check_file("t", **{name: 0})
+    with pytest.raises(InputError, match="encoder is str, expected an Encoder"): check_file("t", "glove")
+    with pytest.raises(InputError, match="collection is str, expected a Collection"): check_file("t", collection="scifact")
+    path = Triples.from_rows([dict(query="q", positive="p", negative="n")]).write(tmp_path / "t.jsonl")
+    report = check_file(path)
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(InputError, match=r"changed while it was checked \(1 rows, then 2\)"): list(report.clean_batches())
+    assert check_file(path, depth=3).problem.endswith("leave it out.")
+
+
+def test_keys_depend_on_order_and_place():
+    a, b = np.array([1, 2], np.uint64), np.array([2, 1], np.uint64)
+    assert len({*mix_keys(a, b).tolist(), *mix_keys(a, a).tolist(), *mix_keys(a).tolist()}) == 6
+    assert len(np.unique(mix_keys(np.arange(100_000, dtype=np.uint64), np.zeros(100_000, np.uint64)))) == 100_000
+
+
+def test_real_files_are_checked(shared_data):
+    path = shared_data / "msmarco-triples-sample" / "triples.jsonl.gz"
+    if not path.exists(): pytest.skip("msmarco-triples-sample is not in the folder of public test collections")
+    from eci_sem.encoders import load_encoder
+    report = check_file(path, load_encoder("glove"), batch=100)
+    t = Triples.read(path)
+    assert report.ok and report.rows == len(t) and report.counts == t.check().counts and list(report.sources) == t.sources and sum(m["rows"] for m in report.margins.values()) == len(t)
+    glove = load_encoder("glove")
+    q, p, n = glove.encode_queries(t.texts("query")), glove.encode_passages(t.texts("positive")), glove.encode_passages(t.texts("negative"))
+    m = np.vecdot(q.astype(float), p.astype(float)) - np.vecdot(q.astype(float), n.astype(float))
+    for s in t.sources: assert report.margins[s]["false"] == pytest.approx((m[t.column("source") == s] < 0).mean()) and report.margins[s]["mean"] == pytest.approx(m[t.column("source") == s].mean())
+    assert [w["row"] for w in report.worst] == np.argsort(m)[:3].tolist()
+
+
+# scoring in batches
+
+@pytest.mark.parametrize("config", [ECIConfig(), ECIConfig(overlap="none"), ECIConfig(overlap="jaccard", residual="unit", gain=10.0)])
+def test_a_stream_scores_as_the_table(tmp_path, config):
+    rng = np.random.default_rng(0)
+    words = "river stone light market winter letter engine forest island doctor".split()
+    some = lambda n: " ".join(rng.choice(words, n))
+    t = Triples.from_rows([dict(query=some(3), positive=some(5), negative=some(5), source=str(rng.choice(["a", "b"]))) for _ in range(300)])
+    path = t.write(tmp_path / "t.parquet")
+    encoder = Letters()
+    q, p, n = (encoder._encode(t.texts(c)) for c in ("query", "positive", "negative"))
+    rho = lexical_residuality(t, form=config.overlap).rho
+    for size, keep in ((300, 1 << 28), (17, 1 << 28), (17, 1), (64, 12_000)):
+        found = score_stream(lambda: scan_triples(path, batch=size), encoder, config, keep=keep)
+        assert list(found) == t.sources
+        for s in t.sources:
+            mine = t.column("source") == s
+            whole = eci_score(q[mine], p[mine], n[mine], None if config.overlap == "none" else rho[mine], config=config)
+            assert found[s].value == pytest.approx(whole.value, rel=1e-10) and found[s].n == whole.n and found[s].factor_means == pytest.approx(whole.factor_means)
+
+
+def test_the_weights_of_a_stream_are_those_of_the_distinct_positives(tmp_path):
+    t = Triples.from_rows([dict(query="q", positive=f"word{i % 7} and {i % 3} and so on", negative="n") for i in range(60)])
+    path = t.write(tmp_path / "t.jsonl")
+    whole = IDF.fit(t.distinct("positive")[0], get_tokenizer("word"))
+    for size in (1, 13, 60): assert stream_idf(scan_triples(path, batch=size)).fingerprint == whole.fingerprint
+
+
+def test_texts_that_come_again_are_encoded_once(tmp_path):
+    t = Triples.from_rows([dict(query=f"q{i % 3}", positive="p", negative=f"n{i % 5}") for i in range(60)])
+    path, encoder = t.write(tmp_path / "t.jsonl"), Letters()
+    score_stream(lambda: scan_triples(path, batch=4), encoder)
+    assert sorted(encoder.seen) == sorted(["q0", "q1", "q2", "p", *(f"n{i}" for i in range(5))])
+
+
+def test_what_a_stream_can_not_score_is_refused(tmp_path):
+    path = Triples.from_rows([dict(query="q", positive="p", negative="n")]).write(tmp_path / "t.jsonl")
+    with pytest.raises(InputError, match="batches is generator, expected a function that starts a walk"): score_stream(scan_triples(path), Letters())
+    with pytest.raises(InputError, match="space 'centred' needs the mean passage vector up front"): score_stream(lambda: scan_triples(path), Letters(), ECIConfig(space="centred"))
+    with pytest.raises(InputError, match="an IDF table was given, but overlap is 'none'"): score_stream(lambda: scan_triples(path), Letters(), ECIConfig(overlap="none"), idf=stream_idf(scan_triples(path)))
+    with pytest.raises(InputError, match="the stream holds no triples"): stream_idf([])
+
+
+class Digests:
+    "A fake encoder that keeps nothing."
+    name, dim, fingerprint = "digests", 16, "digests"
+    def encode_queries(self, texts, progress=None):
+        import hashlib
+        return np.array([np.frombuffer(hashlib.sha256(t.encode()).digest(), np.int16) for t in texts], np.float32)
+    encode_passages = encode_queries
+
+
+def test_four_times_the_rows_take_little_more_memory(tmp_path):
+    import tracemalloc
+    used = {}
+    for n in (10, 500, 2_000): # the first one brings in what is imported on the way
+        i = np.arange(n)
+        t = Triples.from_pandas(pd.DataFrame(dict(query=np.char.add("query ", (i % 50).astype(str)), positive=np.char.add("passage " + "y" * 600, (i % 50).astype(str)), negative=np.char.add("negative " + "z" * 600, i.astype(str)))))
+        path = t.write(tmp_path / f"{n}.jsonl")
+        table = t.table.nbytes
+        del t
+        if n > 10: tracemalloc.start()
+        report = check_file(path, batch=100)
+        score_stream(report.clean_batches, Digests(), keep=100_000)
+        used[n] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert report.rows == n and report.ok
+    assert used[2_000] < used[500] + 60 * 1_500 + 2e5 and used[2_000] < table
