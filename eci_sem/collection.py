@@ -23,6 +23,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -264,7 +265,7 @@ def read_jsonl(
                     if not isinstance(row[key], str): raise InputError(f"{path}:{number}: {key!r} is {type(row[key]).__name__}, expected a string.")
                 rows += 1
                 yield number, row
-        except (gzip.BadGzipFile, EOFError) as e: raise InputError(f"{path}: damaged gzip data ({e}); fetch the file again.") from None
+        except (gzip.BadGzipFile, EOFError, zlib.error) as e: raise InputError(f"{path}: damaged gzip data ({e}); fetch the file again.") from None
         except UnicodeDecodeError as e: raise InputError(f"{path}: not UTF-8 text (byte {e.start} of a block); convert it to UTF-8.") from None
     if not rows: raise InputError(f"{path}: holds no rows.")
 

@@ -8,7 +8,7 @@ import pytest
 from eci_sem import __version__, cli
 from eci_sem.cli import main, make_parser
 
-COMMANDS = ("rank", "mine", "reproduce", "redraw", "models", "cache")
+COMMANDS = ("rank", "check", "mine", "reproduce", "report", "fetch", "redraw", "models", "cache")
 
 
 def refused(capsys, argv, *parts):
@@ -31,7 +31,7 @@ def test_each_command_teaches(command, capsys):
 
 def test_the_examples_of_the_help_can_be_parsed():
     import shlex
-    examples = [line.strip() for text in (cli._TOP_EXAMPLES, cli._RANK_EXAMPLES, cli._MINE_EXAMPLES, cli._REPRODUCE_EXAMPLES, cli._CACHE_EXAMPLES) for line in text.splitlines() if line.startswith("  eci-sem ")]
+    examples = [line.strip() for text in (cli._TOP_EXAMPLES, cli._RANK_EXAMPLES, cli._MINE_EXAMPLES, cli._REPRODUCE_EXAMPLES, cli._CACHE_EXAMPLES, cli._CHECK_EXAMPLES, cli._REPORT_EXAMPLES, cli._FETCH_EXAMPLES) for line in text.splitlines() if line.startswith("  eci-sem ")]
     assert len(examples) > 10
     for line in examples: make_parser().parse_args(shlex.split(line)[1:])
 
@@ -126,6 +126,10 @@ def test_rank_names_the_nearest_encoder_tokenizer_and_collection(triples_file, c
     (["--source", "dense", "--split", "score"], ["the source dense needs an encoder: add --encoder NAME"]),
     (["--source", "bm25", "--split", "score", "--min-margin", "0.1"], ["--min-margin needs an encoder"]),
     (["--source", "bm25", "--split", "score", "--encoder", "glove"], ["--encoder has no effect on the source bm25 without --min-margin"]),
+    (["--source", "bm25", "--split", "test", "--cross-encoder", "x/y"], ["--cross-encoder has no effect on the source bm25; leave it out, or add cross_encoder to --source"]),
+    (["--source", "cross_encoder", "--split", "test"], ["the source cross_encoder needs a model: add --cross-encoder NAME"]),
+    (["--source", "llm", "--split", "test", "--concurrency", "4"], ["--concurrency has no effect without --endpoint"]),
+    (["--source", "llm", "--split", "test", "--endpoint", "some-model"], ["OPENAI_BASE_URL"]),
     (["--source", "bm25", "--split", "score", "--device", "cuda"], ["--device has no effect on the source bm25; leave it out"]),
     (["--source", "bm25", "--split", "score"], ["unknown split of collection 'things' 'score'", "Known: test"]),
 ])
@@ -225,6 +229,53 @@ def test_the_cache_is_listed_checked_and_pruned(tmp_path, capsys, monkeypatch):
     assert main(["cache", "info"]) == 0 and "no embeddings are cached" in capsys.readouterr().out
 
 
+def test_check_says_what_is_wrong_and_writes_the_rest(triples_file, tmp_path, capsys):
+    assert main(["check", str(triples_file)]) == 0
+    out = capsys.readouterr().out
+    assert "24 rows, 2 sources; no problem found" in out and "near" in out
+    lines = triples_file.read_text().splitlines()
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("\n".join([*lines, lines[0], json.dumps(dict(json.loads(lines[1]), negative=json.loads(lines[1])["positive"])), '{"query": ']) + "\n")
+    clean, rejected = tmp_path / "clean.parquet", tmp_path / "rejected.jsonl"
+    assert main(["check", str(bad), "--encoder", "glove", "--clean", str(clean), "--rejected", str(rejected), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["errors"] and told["bad_lines"] == 1 and told["counts"]["duplicate row"] == {"near": 1} and told["encoder"] == "glove"
+    from eci_sem.triples import Triples
+    assert len(Triples.read(clean)) == 24 and len(rejected.read_text().splitlines()) == 3
+    refused(capsys, ["check", str(triples_file), "--device", "cuda"], "--device has no effect without --encoder")
+    assert main(["check", str(triples_file), "--depth", "3"]) == 1 and "depth" in capsys.readouterr().out
+    refused(capsys, ["check", str(triples_file), "--clean", "x.csv"], "--clean x.csv", "expected it to end in .parquet, .jsonl, .jsonl.gz")
+
+
+def test_rank_explains_itself_and_reads_other_tools_files(triples_file, tmp_path, capsys):
+    from eci_sem.triples import Triples
+    argv = ["--encoder", "glove", "--resamples", "50"]
+    assert main(["rank", str(triples_file), *argv, "--explain", "--examples", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "at n = 12" in out and "residuality" in out and "highest weight" in out
+    assert main(["rank", str(triples_file), *argv, "--explain", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {"advice", "explanation", "table"} <= set(told) and "examples" not in told
+    Triples.read(triples_file).select("near").write(tmp_path / "near.jsonl", format="tevatron")
+    assert main(["rank", str(triples_file), *argv, "--qrels", "x.tsv"]) == 2 and "qrels" in capsys.readouterr().err
+    assert main(["check", str(tmp_path / "near.jsonl"), "--json"]) == 0 and json.loads(capsys.readouterr().out)["format"] == "tevatron"
+
+
+def test_a_report_is_one_file(root, tmp_path, capsys):
+    import shutil
+    shutil.copytree(root / "figures/published", tmp_path / "figures/published")
+    out = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "figures"), "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == dict(file=str(out), bytes=out.stat().st_size) and out.read_text().startswith("<!doctype html>")
+    refused(capsys, ["report", str(tmp_path / "figures"), "--out", "report.pdf"], "--out report.pdf", "expected it to end in .html")
+    refused(capsys, ["report", str(tmp_path / "nowhere")], "nowhere")
+
+
+def test_fetch_refuses_what_it_does_not_know(capsys):
+    refused(capsys, ["fetch", "scifcat"], "unknown name to fetch 'scifcat'. Did you mean 'scifact'", "Or give a model on the hub")
+    refused(capsys, ["fetch", "scifact", "--revision", "main"], "--revision has no effect on scifact")
+
+
 def test_the_shell_completes_commands_options_sources_and_files(tmp_path, capsys):
     import shutil
     from eci_sem.encoders import EMBEDDED
@@ -252,7 +303,7 @@ def test_rank_a_small_file(triples_file, tmp_path, capsys):
     assert "near" in text and "far" in text
     assert main([*argv, "--json", "--out", str(out[".json"]), "--config", "residual=unit", "--tau", "0.1"]) == 0
     printed = capsys.readouterr().out
-    assert json.loads(printed) == json.loads(out[".json"].read_text()) and '"residual": "unit"' in printed and '"tau": 0.1' in printed
+    assert {k: v for k, v in json.loads(printed).items() if k != "advice"} == json.loads(out[".json"].read_text()) and '"residual": "unit"' in printed and '"tau": 0.1' in printed
     import pandas as pd
     frame = pd.read_csv(out[".csv"])
     assert {"near", "far"} <= set(frame.iloc[:, 0]) | set(frame.get("source", ()))
