@@ -80,6 +80,14 @@ def test_a_pairs_score_does_not_depend_on_its_company(reranker, chosen):
     assert (reranker.score_pairs([queries[i] for i in chosen], [passages[i] for i in chosen]) == reranker.alone[chosen]).all()
 
 
+@pytest.mark.parametrize("words", [20, 38])
+def test_nor_on_its_place_in_the_batch(reranker, words):
+    # 1,024 tokens make 42 rows of 24 and 21 of 48: in a batch of so many the last rows would be treated apart
+    passages = texts(7, 45, words, words + 1)
+    alone = [reranker.score_pairs(["cat"], [p])[0] for p in passages]
+    assert (reranker.score_pairs(["cat"] * 45, passages) == alone).all() and (reranker.score_pairs(["cat"] * 45, passages[::-1]) == alone[::-1]).all()
+
+
 def test_a_length_limit_of_ones_own(folder, reranker):
     short = load_reranker(folder, max_length=16)
     long = " ".join(WORDS * 3)
