@@ -1,4 +1,4 @@
-# make paper | test | lab | bench | docs | clean
+# make paper | test | lab | bench | fuzz | docs | clean
 # Everything happens in .venv, which is made when it is missing or when the pinned versions have changed.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,13 +6,14 @@ NOTEBOOKS = $(sort $(wildcard nbs/[0-9]*.ipynb)) $(sort $(wildcard nbs/guides/*.
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help paper test lab bench docs clean
+.PHONY: help paper test lab bench fuzz docs clean
 
 help:
 	@echo "make paper   the main job on the embedded data and models: tables and figures in figures/, executed notebooks in runs/"
 	@echo "make test    the tests, then the library notebooks"
 	@echo "make lab     JupyterLab on nbs/"
-	@echo "make bench   benchmarks/score.py: time and memory of scoring"
+	@echo "make bench   time and memory: scoring, and dense mining beside sentence-transformers' own"
+	@echo "make fuzz    20,000 damaged inputs through every reader of triples (make test has 500)"
 	@echo "make docs    run the library notebooks anew, export the modules, write README.md"
 	@echo "make clean   remove runs/ and caches of tools; .venv stays (rm -r .venv removes it)"
 
@@ -37,6 +38,10 @@ lab: .venv/.stamp
 
 bench: .venv/.stamp
 	$(BIN)/python benchmarks/score.py
+	$(BIN)/python benchmarks/miners.py
+
+fuzz: .venv/.stamp
+	ECI_SEM_FUZZ=20000 $(BIN)/python -m pytest -q tests/test_fuzz.py
 
 docs: .venv/.stamp
 	$(BIN)/nbdev-export

@@ -10,7 +10,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import __version__
@@ -35,7 +36,7 @@ factors for --config: consistency = sigmoid | calibrated | step | none, locality
 overlap = query | positive | jaccard | none, residual = tangent | difference | unit, space = raw | centred"""
 _CHECK = """Say what is in a file of triples and what is wrong with it: the format, rows and lengths per source, duplicates, empty texts, negatives
 that are known to be relevant, lines that can't be used; with an encoder also likely false negatives. The file is read batch by batch, so
-its size does not matter. The exit status is 1 when a row or a line has a problem (a likely false negative alone is none)."""
+its size does not matter; a line that can't be used is left out of --clean and goes to --rejected. The exit status is 1 when a row or a line has a problem (a likely false negative alone is none)."""
 _CHECK_EXAMPLES = """examples:
   eci-sem check triples.jsonl
   eci-sem check triples.jsonl.gz --encoder minilm --clean clean.parquet --rejected rejected.jsonl
@@ -103,7 +104,7 @@ _TOP_EXAMPLES = """examples:
   eci-sem reproduce --profile smoke
   eci-sem report runs/smoke
 
-'eci-sem COMMAND --help' says more. Exit status: 0, 1 (a run failed), 2 (input that can't be used), 3 (the time given was up)."""
+'eci-sem COMMAND --help' says more. Exit status: 0, 1 (a run failed, a check found a problem), 2 (input that can't be used), 3 (the time given was up)."""
 
 def _positive_int(text: str) -> int:
     if not re.fullmatch(r"\d+", text) or int(text) < 1: raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
@@ -148,6 +149,7 @@ def make_parser() -> argparse.ArgumentParser:
         p.add_argument("--queries", metavar="FILE", help="queries, for formats that hold ids")
         p.add_argument("--qrels", metavar="FILE", help="judgments, for TREC runs")
         p.add_argument("--depth", type=_positive_int, metavar="N", help="for TREC runs: the first N documents of a query")
+        p.add_argument("--format", metavar="NAME", help="the format, where the content could be either of two: tsv or qidpidtriples, say")
         p.add_argument("--judged-only", action="store_true", help="for TREC runs: only documents that were judged not relevant")
 
     p = command("rank", "rank the sources in a file of triples", _RANK, _RANK_EXAMPLES)
@@ -189,7 +191,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--cross-encoder", metavar="NAME", help="cross_encoder: the model that re-ranks BM25's hits, a folder or a hub name")
     p.add_argument("--rerank", type=_positive_int, metavar="N", help="cross_encoder: hits of BM25 that are re-ranked (default: 50)")
     p.add_argument("--endpoint", metavar="MODEL", help="llm: the model of an OpenAI-compatible endpoint; OPENAI_BASE_URL and OPENAI_API_KEY in the environment say where")
-    p.add_argument("--prompt", metavar="NAME", help="llm: hard_negative_v1 (query and positive given) or hard_negative_query_only_v1, or a file of your own")
+    p.add_argument("--prompt", metavar="NAME", help="llm: paper-style (query and positive given, the default) or query-only")
     p.add_argument("--concurrency", type=_positive_int, metavar="N", help="llm with --endpoint: requests under way at a time (default: 8)")
     p.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="llm with --endpoint: prices of a million prompt tokens and of a million new tokens, to tell the cost")
     p.add_argument("--seed", type=_natural, metavar="N", help="of the random source, of the writer, and of --limit (default: 0)")
@@ -250,7 +252,13 @@ def _say(args: argparse.Namespace, text: object, data: Callable[[], object], sta
     found = data()
     if not isinstance(found, str):
         import json
-        found = json.dumps(found, indent=1, ensure_ascii=False, default=lambda x: x.item() if hasattr(x, "item") else str(x))
+        def plain(x: object) -> object: # no numpy, and null for what is not a number
+            if isinstance(x, dict): return {str(k): plain(v) for k, v in x.items()}
+            if isinstance(x, (list, tuple)): return [plain(v) for v in x]
+            if hasattr(x, "item"): x = x.item()
+            if isinstance(x, float) and not float("-inf") < x < float("inf"): return None
+            return x if x is None or isinstance(x, (str, bool, int, float)) else str(x)
+        found = json.dumps(plain(found), indent=1, ensure_ascii=False, allow_nan=False)
     print(found)
     return status
 
@@ -270,14 +278,23 @@ def _config(pairs: Sequence[str], tau: str | None, gain: str | None):
         except ValueError: raise InputError(f"{key} is {given[key]!r}, expected a positive number{', d or 1/tau^2' if key == 'gain' else ''}.") from None
     return ECIConfig(**given)
 
+# the library speaks of arguments, the shell of options
+_FLAG = re.compile(r"\b(corpus|queries|qrels|depth|judged_only|format)=")
+def _flag(m: re.Match) -> str: return f"--{m[1].replace('_', '-')}"
+
+@contextmanager
+def _as_options() -> Iterator[None]:
+    try: yield
+    except InputError as e: raise InputError(_FLAG.sub(_flag, str(e)).replace(" (a file, a Collection, or a dictionary)", "")) from e
+
 def _reading(args: argparse.Namespace) -> dict[str, object]:
-    return {k: v for k in ("corpus", "queries", "qrels", "depth", "judged_only") if (v := getattr(args, k))}
+    return {k: v for k in ("corpus", "queries", "qrels", "depth", "judged_only", "format") if (v := getattr(args, k))}
 
 def _read(files: Sequence[str], **options: object):
     from eci_sem.triples import DEFAULT_SOURCE, Triples
     parts, origin = [], {}
     for file in files:
-        part = Triples.read(file, **options)
+        with _as_options(): part = Triples.read(file, **options)
         if len(files) > 1 and part.sources == [DEFAULT_SOURCE]: part = part.rename(source=DEFAULT_SOURCE, to=Path(file).name.split(".")[0])
         for source in part.sources:
             if source in origin: raise InputError(f"{file}: source {source!r} is in {origin[source]} too; sources of several files need names of their own (the column 'source', or the file's name).")
@@ -294,15 +311,20 @@ def _rank(args: argparse.Namespace) -> int:
     collection = named_collection(args.collection) if args.collection else None
     ranking = rank_sources(triples, encoder, collection=collection, config=config, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed)
     if out: write_text(out, {".csv": lambda: ranking.frame().to_csv(), ".json": ranking.to_json, ".tex": ranking.to_latex}[out.suffix]())
-    explained = ranking.explain() if args.explain else None
+    alone = args.explain and len(ranking.table) < 2
+    explained = ranking.explain() if args.explain and not alone else None
     shown = ranking.examples(triples, n=args.examples) if args.examples else None
     def data() -> dict:
         import json
         more = dict(advice=ranking.advice()) | ({} if explained is None else dict(explanation=explained.frame().reset_index().to_dict("records"))) | ({} if shown is None else dict(examples=shown.frame().to_dict("records")))
         return json.loads(ranking.to_json()) | more
-    return _say(args, "\n\n".join(str(x) for x in (ranking, ranking.advice(), explained, shown) if x is not None), data)
+    return _say(args, "\n\n".join(str(x) for x in (ranking, ranking.advice(), explained, "One source: there is nothing to explain it against." if alone else None, shown) if x is not None), data)
 
 def _check(args: argparse.Namespace) -> int:
+    if not Path(args.file).exists(): raise InputError(f"{args.file}: no such file.")
+    given = {k: Path(v).resolve() for k in ("file", "corpus", "queries", "qrels", "clean", "rejected") if (v := getattr(args, k))}
+    for out in ("clean", "rejected"):
+        if same := next((k for k, path in given.items() if out in given and k != out and path == given[out]), None): raise InputError(f"--{out} {getattr(args, out)}: is the same file as {'FILE' if same == 'file' else f'--{same}'}, which would be lost; give another name.")
     clean, rejected = _out(args.clean, (".parquet", ".jsonl", ".jsonl.gz"), "--clean") if args.clean else None, _out(args.rejected, (".jsonl", ".jsonl.gz"), "--rejected") if args.rejected else None
     if args.device and not args.encoder: raise InputError("--device has no effect without --encoder; leave it out.")
     from eci_sem.checks import check_file
@@ -310,11 +332,17 @@ def _check(args: argparse.Namespace) -> int:
     if args.encoder:
         from eci_sem.encoders import load_encoder
         encoder = load_encoder(args.encoder, device=args.device or "cpu")
-    report = check_file(args.file, encoder, named_collection(args.collection) if args.collection else None, **_reading(args))
-    lines = [str(report)]
-    if clean: lines.append(f"{report.rows - report.bad:,} rows without a problem written to {report.write_clean(clean).name}")
-    if rejected: lines.append(f"{report.bad + report.bad_lines:,} others written to {report.write_rejected(rejected).name}")
-    return _say(args, "\n".join(lines), report.to_json, int(report.errors))
+    with _as_options(): report = check_file(args.file, encoder, named_collection(args.collection) if args.collection else None, **_reading(args))
+    lines, written = [_FLAG.sub(_flag, str(report))], {}
+    # what was found is told whatever becomes of the files
+    for name, path, write, n in (("rejected", rejected, report.write_rejected, report.bad + report.bad_lines), ("clean", clean, report.write_clean, report.rows - report.bad)):
+        if not path: continue
+        try: written[name] = str(write(path)); lines.append(f"{n:,} {'rows without a problem' if name == 'clean' else 'others, each with its reason,'} written to {path.name}")
+        except InputError as e: written[name] = None; lines.append(f"--{name} {path.name} is not written: {_FLAG.sub(_flag, str(e))}")
+    def data() -> dict:
+        import json
+        return json.loads(report.to_json()) | (dict(written=written) if written else {})
+    return _say(args, "\n".join(lines), data, int(report.errors or None in written.values()))
 
 # %% ../nbs/11_cli.ipynb #6de29b7c
 def _mine(args: argparse.Namespace) -> int:
@@ -344,9 +372,18 @@ def _mine(args: argparse.Namespace) -> int:
         endpoint = EndpointConfig(args.endpoint, **({"concurrency": args.concurrency} if args.concurrency else {}), **(dict(price_in=args.price[0], price_out=args.price[1]) if args.price else {}))
     own = dict(random=dict(seed=seed), llm=dict(config=WriterConfig(seed=seed, **({"prompt": args.prompt} if args.prompt else {})), device=device, endpoint=endpoint),
         cross_encoder=dict(model=args.cross_encoder, device=device, **({"depth": args.rerank} if args.rerank else {})))
-    triples = Triples.concat([mine(s, collection, pairs, encoder, num_negatives=args.num_negatives, skip_top=args.skip_top, min_margin=args.min_margin, **own.get(s, {})) for s in args.source])
+    def written():
+        "What became of the texts that an endpoint wrote: from the store, nothing is asked for again."
+        from eci_sem.endpoint import ask_negatives
+        return ask_negatives(pairs, endpoint, config=own["llm"]["config"], num_negatives=args.num_negatives + args.skip_top, ask=False)
+    try: triples = Triples.concat([mine(s, collection, pairs, encoder, num_negatives=args.num_negatives, skip_top=args.skip_top, min_margin=args.min_margin, **own.get(s, {})) for s in args.source])
+    except InputError as e:
+        if endpoint is None or "no negative is left" not in str(e): raise
+        raise InputError(f"{e} {written()}") from e
     triples.write(out)
-    return _say(args, triples.summary, lambda: dict(file=str(out), rows=len(triples), content_hash=triples.content_hash, sources=triples.summary.frame().reset_index().to_dict("records"), dropped=triples.dropped))
+    answered = written() if endpoint is not None else None
+    more = {} if answered is None else dict(endpoint=dict(counts=answered.counts, tokens=answered.tokens, prompt_tokens=answered.prompt_tokens, cost=answered.cost))
+    return _say(args, triples.summary if answered is None else f"{triples.summary}\n{answered}", lambda: more | dict(file=str(out), rows=len(triples), content_hash=triples.content_hash, sources=triples.summary.frame().reset_index().to_dict("records"), dropped=triples.dropped))
 
 # %% ../nbs/11_cli.ipynb #569738b8
 def _reproduce(args: argparse.Namespace) -> int:

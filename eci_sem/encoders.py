@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'LADDER', 'TOKENS_PER_BATCH', 'HUB', 'EmbeddedModel', 'embedded_path', 'batch_shape', 'EmbeddingCache',
-           'Encoder', 'HubFamily', 'quiet_loading', 'converted_gguf', 'load_encoder']
+           'Encoder', 'HubFamily', 'check_tokenizer', 'quiet_loading', 'converted_gguf', 'load_encoder']
 
 # %% ../nbs/02_encoders.ipynb #bc633d1f
 import copy
@@ -196,9 +196,21 @@ def _fingerprint_folder(folder: Path) -> str:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".safetensors", ".json", ".txt", ".model", ".npy", ".gguf") and not any(part.startswith(".") for part in p.relative_to(folder).parts))
     return sha256_text(*(f"{p.relative_to(folder).as_posix()}={_sha256_file(p)}" for p in files))
 
+def _settings(model: Any) -> str:
+    "What moves a vector besides the tensors: pooling and the like, prompts, the tokenizer."
+    passing = ("_name_or_path", "dtype", "torch_dtype", "transformers_version") # say nothing of the model, or are in the key already
+    def config(m):
+        inner = getattr(getattr(m, "auto_model", None), "config", None)
+        return [type(m).__name__, m.get_config_dict() if hasattr(m, "get_config_dict") else {}, {k: v for k, v in inner.to_dict().items() if k not in passing} if inner is not None else {}]
+    tokenizer = getattr(model, "tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if hasattr(backend, "to_str"): words = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")} # those change with every call
+    else: words = sorted(tokenizer.get_vocab().items()) if hasattr(tokenizer, "get_vocab") else type(tokenizer).__name__
+    return json.dumps([[config(m) for m in model], getattr(model, "prompts", None), words], sort_keys=True, default=str)
+
 def _fingerprint_model(model: Any) -> str:
     import torch
-    h = hashlib.sha256(repr([type(m).__name__ for m in model]).encode())
+    h = hashlib.sha256(_settings(model).encode())
     for name, tensor in sorted(model.state_dict().items()):
         h.update(name.encode()); h.update(str(tensor.dtype).encode()); h.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
@@ -386,6 +398,14 @@ HUB: dict[str, HubFamily] = {
     "facebook/contriever": HubFamily(revision="970b380340c2e3fac6eba814e23e906e3635c8ae"), # pull request 1: the main branch has pickled weights only
 }
 
+def check_tokenizer(
+    folder: str | Path, # A model's folder
+) -> None:
+    "Refuse a model without its tokenizer: another one would be made up in silence. Raises `InputError`. [ours]"
+    if not any(p.name in _TOKENIZERS or p.suffix == ".model" for p in Path(folder).rglob("*") if p.is_file()): raise InputError(f"{Path(folder).name}: no tokenizer there (none of {', '.join(_TOKENIZERS)}, *.model); save it beside the model, with tokenizer.save_pretrained(folder).")
+
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "whitespacetokenizer_config.json", "phrasetokenizer_config.json")
+
 @contextmanager
 def quiet_loading():
     "transformers draws a bar for reading weights from the disk, in every notebook and log: not here. [ours]"
@@ -399,12 +419,14 @@ def quiet_loading():
 @quiet_loading()
 def _from_folder(folder: Path, pooling: str) -> Any:
     refuse_code(folder)
+    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
     own = {"local_files_only": True, "trust_remote_code": False} # unset, transformers would ask at the terminal whether to run a repository's code
     try:
         if (folder / "modules.json").exists(): return SentenceTransformer(str(folder), device="cpu", model_kwargs={"use_safetensors": True}, **own)
         body = Transformer(str(folder), model_kwargs={"use_safetensors": True, **own}, processor_kwargs=own, config_kwargs=own)
+    except SafetensorError as e: raise InputError(f"{folder.name}: the weights can't be read ({e}); the file is damaged or cut off: fetch it again.") from e
     except ValueError as e:
         if "trust_remote_code" not in str(e): raise
         raise InputError(f"{folder.name}: the model needs code of its own, which is never run (its architecture is not one of transformers'). If you trust it, load it yourself and pass the model: Encoder(SentenceTransformer(...), name).") from e
@@ -490,6 +512,7 @@ def load_encoder(
         raise InputError(f"{folder.name}: no .safetensors file ({pickles} found). Pickled weights are never loaded: convert them once where you trust them, with save_pretrained(..., safe_serialization=True).")
     if not ((folder / "modules.json").exists() or (folder / "config.json").exists()): raise InputError(f"{folder.name}: neither modules.json nor config.json is there; expected a sentence-transformers or a transformers folder.")
     refuse_code(folder)
+    check_tokenizer(folder)
     if (folder / "modules.json").exists() and pooling is not None and name not in HUB: raise InputError(f"{folder.name} is a sentence-transformers folder with a pooling of its own: leave pooling={pooling!r} out.")
     chosen = pooling or family.pooling
     return Encoder(lambda: _from_folder(folder, chosen), name if name in HUB or path is not None or commit else folder.name, weights=_fingerprint_folder(folder), max_length=max_length or (family.max_length if name in HUB else None),

@@ -15,7 +15,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .collection import Collection, InputError, Pair, sha256_text
-from .encoders import LADDER, _check_device, _fingerprint_folder, _fingerprint_model, _hub_folder, batch_shape, quiet_loading
+from .encoders import LADDER, _check_device, _fingerprint_folder, _fingerprint_model, _hub_folder, batch_shape, check_tokenizer, quiet_loading
+from .hub import refuse_code
 from .sources import _QUERIES, _bm25_hits, _check_bm25, _Plan
 from .triples import Triples
 from .writer import _number, _whole
@@ -113,14 +114,18 @@ def load_reranker(
     else:
         if name.startswith((".", "/", "~")) or name.count("/") != 1: raise InputError(f"cross-encoder {name!r}: no such folder, and no hub name such as 'cross-encoder/ms-marco-MiniLM-L6-v2' either.")
         try: folder, _ = _hub_folder(name, revision)
-        except InputError as e: raise InputError(f"the cross-encoder {name!r} is not on this machine and can't be fetched from the hub. Without a network: download it elsewhere and give its folder.") from e
+        except InputError as e: raise InputError(f"cross-encoder {name!r}: {e}") from e
     if not any(folder.glob("*.safetensors")): raise InputError(f"cross-encoder {name!r}: no .safetensors file ({', '.join(p.name for p in folder.glob('*.bin')) or 'no weights'} found). Pickled weights are never loaded: convert them once where you trust them, with save_pretrained(..., safe_serialization=True).")
     if not (folder / "config.json").exists(): raise InputError(f"cross-encoder {name!r}: no config.json; expected a folder that CrossEncoder.save_pretrained wrote.")
+    refuse_code(folder)
+    check_tokenizer(folder)
     def load() -> Any:
+        from safetensors import SafetensorError
         from sentence_transformers import CrossEncoder
         kind = dict(local_files_only=True, trust_remote_code=False)
         try:
             with quiet_loading(): return CrossEncoder(str(folder), device="cpu", model_kwargs={"use_safetensors": True}, **kind)
+        except SafetensorError as e: raise InputError(f"cross-encoder {name!r}: the weights can't be read ({e}); the file is damaged or cut off: fetch it again.") from e
         except (OSError, ValueError, KeyError) as e: raise InputError(f"cross-encoder {name!r} can't be read: {str(e).splitlines()[0]}") from e
     return Reranker(load, name, weights=_fingerprint_folder(folder), max_length=max_length, device=device)
 

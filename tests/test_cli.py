@@ -247,6 +247,59 @@ def test_check_says_what_is_wrong_and_writes_the_rest(triples_file, tmp_path, ca
     refused(capsys, ["check", str(triples_file), "--clean", "x.csv"], "--clean x.csv", "expected it to end in .parquet, .jsonl, .jsonl.gz")
 
 
+def test_check_loses_nothing(triples_file, tmp_path, capsys):
+    file, other = tmp_path / "m.jsonl", tmp_path / "other.jsonl"
+    text = '{"query": "q", "positive": "p", "negative": "n"}\n{"query": "q2", "positive": "p2", "negative": "p2"}\n{"query": \n'
+    file.write_text(text)
+    refused(capsys, ["check", str(file), "--clean", str(tmp_path / "." / "m.jsonl")], "is the same file as FILE, which would be lost")
+    refused(capsys, ["check", str(file), "--clean", str(other), "--rejected", str(other)], "is the same file as --rejected")
+    refused(capsys, ["check", str(tmp_path / "none.jsonl")], "none.jsonl: no such file")
+    assert file.read_text() == text and not other.exists()
+    # nothing is left to write as clean: the report and the rejected rows come all the same
+    file.write_text('{"query": "q2", "positive": "p2", "negative": "p2"}\n')
+    assert main(["check", str(file), "--clean", str(tmp_path / "clean.parquet"), "--rejected", str(other)]) == 1
+    out = capsys.readouterr().out
+    assert "negative equals the positive" in out and "--clean clean.parquet is not written" in out and "every row has a problem" in out
+    assert len(other.read_text().splitlines()) == 1 and not (tmp_path / "clean.parquet").exists()
+    (tmp_path / "ids.tsv").write_text("q1\tp1\tn1\n")
+    refused(capsys, ["rank", str(tmp_path / "ids.tsv"), "--encoder", "glove", "--format", "qidpidtriples"], "--corpus", "--queries")
+
+
+def test_json_is_json(triples_file, tmp_path, capsys):
+    def no(name): raise AssertionError(f"{name} is not JSON")
+    assert main(["rank", str(triples_file), "--encoder", "glove", "--resamples", "50", "--explain", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out, parse_constant=no)
+    assert told["explanation"] and told["table"]
+    (tmp_path / "one.jsonl").write_text("".join(json.dumps({k: v for k, v in json.loads(line).items()}) + "\n" for line in triples_file.read_text().splitlines() if '"near"' in line))
+    assert main(["rank", str(tmp_path / "one.jsonl"), "--encoder", "glove", "--resamples", "50", "--explain"]) == 0 and "One source: there is nothing to explain it against." in capsys.readouterr().out
+
+
+def test_what_an_endpoint_wrote_and_what_it_cost_is_told(beir_folder, tmp_path, capsys, monkeypatch):
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    class Answers(BaseHTTPRequestHandler):
+        text = "Somewhere in the north a small harbour closes early in autumn, when boats return before the storms and nobody sells anything at all. Its lighthouse was painted twice by travellers who never met, and both pictures hang far inland, where people ask what the sea might sound like."
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.dumps(dict(id="x", object="chat.completion", created=0, model="m", choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=self.text))], usage=dict(prompt_tokens=100, completion_tokens=50, total_tokens=150))).encode()
+            self.send_response(200); self.send_header("Content-Type", "application/json"); self.send_header("Content-Length", str(len(body))); self.end_headers(); self.wfile.write(body)
+        def log_message(self, *args): pass
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1"); monkeypatch.setenv("OPENAI_API_KEY", "sk-hidden")
+        monkeypatch.setenv("ECI_SEM_CACHE", str(tmp_path / "cache"))
+        argv = ["mine", str(beir_folder), "--source", "llm", "--split", "test", "--limit", "2", "--endpoint", "m", "--price", "1", "10", "--json", "--out", str(tmp_path / "x.jsonl")]
+        assert main(argv) == 0
+        told = json.loads(capsys.readouterr().out)["endpoint"]
+        assert told["counts"]["kept"] == 2 and told["prompt_tokens"] == 200 and told["cost"] == pytest.approx((200 + 10 * 100) / 1e6)
+        Answers.text = ""
+        argv[argv.index("m")] = "m2"
+        err = refused(capsys, argv, "no negative is left", "empty", "cost")
+        assert "sk-hidden" not in err
+    finally: server.shutdown(); server.server_close()
+
+
 def test_rank_explains_itself_and_reads_other_tools_files(triples_file, tmp_path, capsys):
     from eci_sem.triples import Triples
     argv = ["--encoder", "glove", "--resamples", "50"]

@@ -327,3 +327,30 @@ def test_zero_or_infinite_vectors_name_the_text(checkpoints):
 def test_word_pieces(checkpoints):
     assert load_encoder(checkpoints["facebook/contriever"], cache=False).tokenize(["sort the list 42"]) == [["sort", "the", "list", "4", "##2"]]
     assert load_encoder("glove", cache=False).tokenize(["Sort, it!"]) == [["sort", ",", "it", "!"]]
+
+
+# what an object or a folder says of itself
+
+def test_models_that_differ_in_more_than_tensors_have_keys_of_their_own(tmp_path):
+    "Pooling, the tokenizer and prompts move a vector, and so must move the key of the cache."
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    def static(words):
+        tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=words[0])); tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=np.eye(3, dtype=np.float32))], device="cpu")
+    a, b, again = (Encoder(static(w), "own", cache=tmp_path) for w in (["a", "b", "c"], ["a", "c", "b"], ["a", "b", "c"]))
+    assert a.fingerprint == again.fingerprint != b.fingerprint
+    assert a.encode_queries(["b"]).argmax() == 1 and b.encode_queries(["b"]).argmax() == 2, "not the other one's vector"
+    assert Encoder(static(["a", "b", "c"]), "own", cache=tmp_path).fingerprint == a.fingerprint, "the same after it was used"
+
+
+def test_a_model_without_its_tokenizer_or_with_cut_off_weights_is_refused(checkpoints, tmp_path):
+    import shutil
+    source = next(iter(checkpoints.values()))
+    bare, cut = shutil.copytree(source, tmp_path / "bare"), shutil.copytree(source, tmp_path / "cut")
+    for f in bare.rglob("*"):
+        if f.name in ("tokenizer.json", "vocab.txt"): f.unlink()
+    with pytest.raises(InputError, match="bare: no tokenizer there .*save it beside the model"): load_encoder(bare, cache=False)
+    weights = next(cut.rglob("*.safetensors")); weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match="cut: the weights can't be read .*damaged or cut off: fetch it again"): load_encoder(cut, cache=False).encode_queries(["a cat"])
