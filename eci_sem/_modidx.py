@@ -433,6 +433,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'eci_sem.layouts._numbers': ('layouts.html#_numbers', 'eci_sem/layouts.py'),
                                  'eci_sem.layouts._pairs': ('layouts.html#_pairs', 'eci_sem/layouts.py'),
                                  'eci_sem.layouts._passages': ('layouts.html#_passages', 'eci_sem/layouts.py'),
+                                 'eci_sem.layouts._roles': ('layouts.html#_roles', 'eci_sem/layouts.py'),
                                  'eci_sem.layouts._several': ('layouts.html#_several', 'eci_sem/layouts.py'),
                                  'eci_sem.layouts._source': ('layouts.html#_source', 'eci_sem/layouts.py'),
                                  'eci_sem.layouts._tevatron': ('layouts.html#_tevatron', 'eci_sem/layouts.py'),

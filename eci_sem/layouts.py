@@ -131,16 +131,22 @@ def _id(x: object, key: str, where: str) -> str:
     return x
 def _source(row: dict[str, Any], where: str) -> str | None: return None if row.get("source") is None else _text(row, "source", where)
 
+def _roles(names: Iterable[str], *more: str) -> tuple[str, str]: # (query, passage): by name where one tells, or their order; `more`: names of passages
+    first, second = names
+    queries, passages = ("anchor", "query", "question"), ("positive", "pos", "answer", *more)
+    swapped = first in passages and second not in passages or second in queries and first not in queries
+    return (second, first) if swapped else (first, second)
+
 def _tuples(row: dict[str, Any], where: str, reading: Reading) -> Iterator[tuple]:
-    negatives = [n for n in reading.names if _NEGATIVE.fullmatch(n)]
-    anchor, positive = [n for n in reading.names if n not in negatives and n != "scores"]
+    negatives = sorted((n for n in reading.names if _NEGATIVE.fullmatch(n)), key=lambda n: int(n.partition("_")[2] or 0)) # as the scores are
+    anchor, positive = _roles(n for n in reading.names if n not in negatives and n != "scores")
     scores = _numbers(row, "scores", where, 1 + len(negatives)) # the positive's comes first
     q, p = _text(row, anchor, where), _text(row, positive, where)
     for n, s in zip([_text(row, n, where) for n in negatives], scores[1:]): yield None, None, None, q, p, n, None, None, s
 
 def _labeled_list(row: dict[str, Any], where: str, reading: Reading) -> Iterator[tuple]:
     label = next(n for n in reading.names if n in ("labels", "scores"))
-    query, passages = [n for n in reading.names if n != label]
+    query, passages = _roles((n for n in reading.names if n != label), "passages", "passage")
     q, texts = _text(row, query, where), _texts(row, passages, where)
     marks = _numbers(row, label, where, len(texts))
     if None in marks: raise InputError(f"{where}: {_found(row, label)}, expected a list of numbers.")
@@ -163,7 +169,7 @@ def labeled_pairs(
     "Triples of a table with one labelled passage a row. [ours]"
     label = next(n for n in reading.names if n in ("label", "score"))
     if label == "score": raise InputError(f"{next(iter(rows))[0]}: scores instead of labels don't tell the positive from the negatives; mine with output_scores=False, or as 'labeled-list'.")
-    query, passage = [n for n in reading.names if n != label]
+    query, passage = _roles((n for n in reading.names if n != label), "passage", "passages")
     def checked():
         for where, row in rows:
             if (m := row.get(label)) not in (0, 1): raise InputError(f"{where}: {_found(row, label) if not isinstance(m, (int, float)) else f'{label!r} is {m:g}'}, expected 1 for a positive and 0 for a negative.")

@@ -183,6 +183,24 @@ def test_a_data_set_made_here_trains_there(tmp_path):
     with pytest.raises(InputError, match="is there already, and is no saved data set"): t.write(tmp_path / "mine", "st-triplet")
 
 
+@pytest.mark.parametrize("row", [{"negative_1": "N1", "negative_2": "N2", "positive": "P", "query": "Q"}, {"positive": "P", "anchor": "Q", "negative_2": "N2", "negative_1": "N1"}, {"answer": "P", "negative_2": "N2", "negative_1": "N1", "question": "Q"},
+    {"answer": "P", "negative_1": "N1", "negative_2": "N2", "x": "Q"}, {"x": "P", "negative_1": "N1", "negative_2": "N2", "query": "Q"}, {"x": "Q", "negative_1": "N1", "y": "P", "negative_2": "N2"}, {"query": "Q", "question": "P", "negative_1": "N1", "negative_2": "N2"},
+    {"labels": [1, 0, 0], "passages": ["P", "N1", "N2"], "query": "Q"}, {"passages": ["N1", "P", "N2"], "x": "Q", "labels": [0, 1, 0]}, {"docs": ["P", "N1", "N2"], "labels": [1, 0, 0], "question": "Q"}, {"x": "Q", "docs": ["P", "N1", "N2"], "labels": [1, 0, 0]}])
+def test_names_tell_the_roles_in_any_order(tmp_path, row):
+    expected = [dict(query="Q", positive="P", negative=n) for n in ("N1", "N2")]
+    assert texts_of(Triples.read(put(tmp_path / "t", row))) == texts_of(Triples.read(pa.Table.from_pylist([row]))) == expected
+
+
+def test_names_tell_the_roles_of_labelled_pairs_and_of_many_negatives(tmp_path):
+    rows = [{"label": 1, "passage": "P", "query": "Q"}, {"label": 0, "passage": "N", "query": "Q"}]
+    assert texts_of(Triples.read(put(tmp_path / "pairs", *rows))) == [dict(query="Q", positive="P", negative="N")]
+    assert texts_of(Triples.read(put(tmp_path / "triplet", {"positive": "b", "anchor": "a", "negative": "c"}))) == [dict(query="a", positive="b", negative="c")]
+    row = {"query": "Q", "positive": "P", **{f"negative_{k}": f"N{k}" for k in range(1, 12)}, "scores": list(range(12))}
+    (tmp_path / "sorted").write_text(json.dumps(row, sort_keys=True) + "\n") # negative_10 stands before negative_2
+    t = Triples.read(tmp_path / "sorted")
+    assert list(zip(t.texts("negative"), t.column("score"))) == [(f"N{k}", k) for k in range(1, 12)] and set(t.texts("query")) == {"Q"}
+
+
 def test_flagembedding_and_tevatron_by_hand(tmp_path):
     path = put(tmp_path / "f", {"query": "q", "pos": ["p", "r"], "neg": ["m", "n"], "pos_scores": [1, 2], "neg_scores": [0.5, 0.25], "prompt": "x"})
     assert [(r["positive"], r["negative"], r["score"]) for r in Triples.read(path).table.to_pylist()] == [("p", "m", 0.5), ("p", "n", 0.25), ("r", "m", 0.5), ("r", "n", 0.25)]
