@@ -971,6 +971,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'eci_sem.triples._kind_of': ('triples.html#_kind_of', 'eci_sem/triples.py'),
                                  'eci_sem.triples._merge_codes': ('triples.html#_merge_codes', 'eci_sem/triples.py'),
                                  'eci_sem.triples._merge_dropped': ('triples.html#_merge_dropped', 'eci_sem/triples.py'),
+                                 'eci_sem.triples._need_texts': ('triples.html#_need_texts', 'eci_sem/triples.py'),
                                  'eci_sem.triples._normal_codes': ('triples.html#_normal_codes', 'eci_sem/triples.py'),
                                  'eci_sem.triples._plain': ('triples.html#_plain', 'eci_sem/triples.py'),
                                  'eci_sem.triples._relevant_negatives': ('triples.html#_relevant_negatives', 'eci_sem/triples.py'),

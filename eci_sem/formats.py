@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from .collection import Collection, InputError, atomic_path, unknown_name
 from .layouts import ADAPTERS, Reading, Texts, _decode, _found, _msmarco_ids, fields, is_header, json_object, labeled_pairs, layout_of, read_lines, read_qrels, read_run, read_texts, run_triples
-from .triples import COLUMNS, DEFAULT_SOURCE, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _batches, _complete, _json_values, _kind_of, _merge_dropped
+from .triples import COLUMNS, DEFAULT_SOURCE, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _batches, _complete, _json_values, _kind_of, _merge_dropped, _need_texts
 
 # %% ../nbs/01a_formats.ipynb #fa1472a2
 @dataclass(frozen=True)
@@ -304,8 +304,7 @@ def _chunks(found: _Found, path: Path, source: str | None, options: dict[str, An
         if found.format != "parquet":
             for batch in _batches(_values(found, path, options, reading, size, rejected and reject), size): yield _complete(pa.Table.from_batches([batch]), str(path), source)
             return
-        missing = next((c for c in TEXT_COLUMNS if c not in found.names and not (c == "negative" and "negatives" in found.names)), None)
-        if missing: raise InputError(f"{path}: column {missing!r} is missing; found {', '.join(map(repr, found.names)) or 'no columns'}, expected at least 'query', 'positive' and 'negative' (or 'negatives').")
+        _need_texts(found.names, str(path))
         if found.container == "parquet": reading.dropped.update({s: Counter(r) for s, r in _parquet_dropped(path).items()})
         first = 0
         for table in _tables(found, path, size):
@@ -396,7 +395,9 @@ def frame_triples(
     if names and layout_of(names) in (None, "native"): return Triples.from_pandas(frame, source)
     table = _plain_table(_frame_table(frame))
     layout = layout_of(_unique(table.column_names, where))
-    if layout in (None, "native"): return Triples(_complete(table.select([c for c in (*COLUMNS, "negatives") if c in table.column_names]), where, source))
+    if layout in (None, "native"):
+        _need_texts(table.column_names, where)
+        return Triples(_complete(table.select([c for c in (*COLUMNS, "negatives") if c in table.column_names]), where, source))
     if layout == "msmarco": raise InputError(f"{where}: holds ids (qid, pos, neg); write it as JSONL, and read that with corpus= and queries=.")
     found = _Found(layout, "frame", tuple(table.column_names))
     reading = Reading(found.names)
