@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from .collection import Collection, InputError, atomic_path, normalise
 from .encoders import Encoder
-from .formats import _json, _lines_to, recognise, scan_triples, write_triples
+from .formats import _json, _lines_to, _recognise, scan_triples, write_triples
 from .triples import CHECKS, COLUMNS, SCHEMA, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _group_position, _kind_of, _merge_dropped
 
 # %% ../nbs/02a_checks.ipynb #fc616eea
@@ -149,7 +149,7 @@ class FileReport:
         rows, known, known_ids, queries = [], _Unique(), _Unique(), defaultdict(_Unique)
         lengths = defaultdict(_Lengths)
         try:
-            self.format = recognise(self.path)
+            self.format = self.options.get("format") or _recognise(self.path, any(self.options.get(k) is not None for k in ("corpus", "queries"))).format
             for t in self._open(rejected):
                 keys, (names, (source,)) = _Keys(t), t.distinct("source")
                 rows.append(keys.row); known.add(keys.known); known_ids.add(keys.known_id)

@@ -128,10 +128,13 @@ def _peek(path: Path, ids: bool) -> _Found | None:
             first = first or (number, row)
         if first and not {"positive", "negative", "negatives"} & set(first[1]): raise _Unknown(f"{path}:{first[0]}: the keys {', '.join(map(repr, first[1])) or '(none)'} fit no layout that is known; expected e.g. query, positive, negative; or query, pos, neg; or query, positive_passages, negative_passages; or qid, pos, neg.")
         return None
-    texts = [_decode(line, path, number).rstrip("\r\n") for number, line in lines if len(line) < 1 << 20]
+    texts = []
+    for number, line in lines:
+        try: texts += [_decode(line, path, number).rstrip("\r\n")] * (len(line) < 1 << 20)
+        except InputError: continue # refused later, with its place
     if not texts: return None
     if _JUDGMENTS.match(texts[0]): raise _Unknown(f"{path}: these are judgments (query id, document id, grade), not triples; give them as qrels= with a TREC run.")
-    if texts[0].count("\t") == 2: return _Found("qidpidtriples" if ids or all(re.fullmatch(r"\S{1,40}\t\S{1,40}\t\S{1,40}", t) for t in texts) else "tsv", "text")
+    if texts[0].count("\t") == 2: return _Found("qidpidtriples" if ids or all(re.fullmatch(r"\S{1,40}\t\S{1,40}\t\S{1,40}", t) for t in texts if t.count("\t") == 2) else "tsv", "text")
     found = texts[0].split()
     try: return _Found("trec", "text") if len(found) == 6 and (int(found[3]), float(found[4])) else None
     except ValueError: return None

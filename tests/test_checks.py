@@ -109,11 +109,11 @@ def test_lines_that_can_not_be_used_are_told_and_left_out(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["c.jsonl", "r.jsonl.gz", "t.jsonl"]
 
 
-ANIMAL_TEXTS = dict(corpus={"a": "Dogs bark.", "b": "Cats purr."}, queries={"1": "what do dogs do"})
+ANIMAL_TEXTS = dict(corpus={"a": "Dogs bark.", "b": "Cats purr."}, queries={"1": "what do dogs do", "2": "what do cats do"})
 
 @pytest.mark.parametrize("format, content, options, bad, good", [
     ("tsv", b"query\tpositive\tnegative\none query\ta passage\tanother\ntwo\tfields\n\xff\ta\tb\nx\ty\tz w\n", {}, [3, 4], ["another", "z w"]),
-    ("qidpidtriples", b"1\ta\tb\n1\ta\n1\ta\tzz\n9\ta\tb\n1\tb\ta\n", ANIMAL_TEXTS, [2, 3, 4], ["Cats purr.", "Dogs bark."]),
+    ("qidpidtriples", b"1\ta\tb\n1\ta\n1\ta\tzz\n9\ta\tb\n2\tb\ta\n", ANIMAL_TEXTS, [2, 3, 4], ["Cats purr.", "Dogs bark."]),
     ("msmarco", b'{"qid": "1", "pos": ["a"], "neg": {"x": ["b"]}}\n{\n{"qid": "1", "pos": ["a"], "neg": {"x": ["zz"]}}\n', ANIMAL_TEXTS, [2, 3], ["Cats purr."])])
 @pytest.mark.parametrize("files", [False, True])
 def test_a_bad_line_of_a_text_table_or_an_unknown_id_does_not_end_the_check(tmp_path, format, content, options, bad, good, files):
@@ -131,7 +131,7 @@ def test_a_bad_line_of_a_text_table_or_an_unknown_id_does_not_end_the_check(tmp_
 
 
 @pytest.mark.parametrize("name, content, reasons", [
-    ("t.jsonl", '{\n{"query": "q", "pos": ["p"]}\n', [(1, None), (2, None)]), ("t.jsonl", '{"query": "q", "positive": "p", "negative": "p"}\n[]\n', [(2, None), (None, 0)]), ("t", "a\tb\tc\td\n" * 2 + "\t\ta\n", None)])
+    ("t.jsonl", '{\n{"query": "q", "pos": ["p"], "neg": []}\n', [(1, None), (2, None)]), ("t.jsonl", '{"query": "q", "positive": "p", "negative": "p"}\n[]\n', [(2, None), (None, 0)]), ("t", "a\tb\tc\td\n" * 2 + "\t\ta\n", None)])
 def test_what_is_rejected_is_written_when_nothing_is_left(tmp_path, name, content, reasons):
     (tmp_path / name).write_text(content)
     report = check_file(tmp_path / name)
@@ -165,7 +165,7 @@ def test_short_names_are_told_apart(names):
 def test_two_long_sources_stay_two_in_the_tables(tmp_path):
     a, b = ("some/tool:" + "x" * 40 + middle + "y" * 40 for middle in ("one/way", "two/ways"))
     report = check_file(Triples.from_rows([dict(query="q", positive="p", negative="n", source=s) for s in (a, b)]).write(tmp_path / "t.jsonl"))
-    shown = [line.split("  ")[0] for line in repr(report).splitlines() if line.startswith("some/tool:")]
+    shown = [line.split("  ")[0].removesuffix(" query") for line in repr(report).splitlines() if line.startswith("some/tool:")]
     assert len(shown) == 4 and len(set(shown)) == 2 and max(map(len, shown)) < 70 and any("one/way" in s for s in shown)
 
 
