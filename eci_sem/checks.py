@@ -149,7 +149,8 @@ class FileReport:
         rows, known, known_ids, queries = [], _Unique(), _Unique(), defaultdict(_Unique)
         lengths = defaultdict(_Lengths)
         try:
-            self.format = self.options.get("format") or _recognise(self.path, any(self.options.get(k) is not None for k in ("corpus", "queries"))).format
+            self.format = _recognise(self.path, any(self.options.get(k) is not None for k in ("corpus", "queries"))).format
+            if {self.format, self.options.get("format")} == {"tsv", "qidpidtriples"}: self.format = self.options["format"]
             for t in self._open(rejected):
                 keys, (names, (source,)) = _Keys(t), t.distinct("source")
                 rows.append(keys.row); known.add(keys.known); known_ids.add(keys.known_id)

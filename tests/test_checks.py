@@ -143,6 +143,13 @@ def test_what_is_rejected_is_written_when_nothing_is_left(tmp_path, name, conten
     report.to_json(), report._repr_html_(), repr(report)
 
 
+def test_the_format_told_is_the_one_that_was_read(tmp_path):
+    (tmp_path / "t").write_text("1\ta\tb\n")
+    assert check_file(tmp_path / "t").format == "qidpidtriples" and check_file(tmp_path / "t", format="tsv").format == "tsv"
+    (tmp_path / "t").write_text("a query\ta\tb\n")
+    assert check_file(tmp_path / "t", **ANIMAL_TEXTS).format == "qidpidtriples" and check_file(tmp_path / "t", format="csv").format == "tsv"
+
+
 def test_the_head_counts_in_words(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text('{"query": "q", "positive": "p", "negative": "p"}\n{\n')
