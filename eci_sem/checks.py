@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from .collection import Collection, InputError, atomic_path, normalise
 from .encoders import Encoder
-from .formats import _json, _lines_to, recognise, scan_triples, write_triples
+from .formats import _json, _lines_to, _recognise, scan_triples, write_triples
 from .triples import CHECKS, COLUMNS, SCHEMA, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _group_position, _kind_of, _merge_dropped
 
 # %% ../nbs/02a_checks.ipynb #fc616eea
@@ -120,8 +120,9 @@ class FileReport:
         import pandas as pd
         return pd.DataFrame([{"source": s, "text": c, "10%": q[0], "50%": q[1], "90%": q[2], "most": q[3]} for s, per in self.lengths.items() for c, q in per.items()], columns=["source", "text", "10%", "50%", "90%", "most"]).set_index(["source", "text"])
     def _head(self) -> str:
-        what = f"{self.path.name}: {self.format or 'no known format'}, {self.rows:,} rows, {len(self.sources)} source{'' if len(self.sources) == 1 else 's'}"
-        found = [f"{self.bad:,} rows with a problem"] * bool(self.bad) + [f"{self.bad_lines:,} lines that can't be used"] * bool(self.bad_lines) + ["can't be read to its end"] * bool(self.problem)
+        many = lambda n, what: f"{n:,} {what}{'' if n == 1 else 's'}"
+        what = f"{self.path.name}: {self.format or 'no known format'}, {many(self.rows, 'row')}, {many(len(self.sources), 'source')}"
+        found = [f"{many(self.bad, 'row')} with a problem"] * bool(self.bad) + [f"{many(self.bad_lines, 'line')} that can't be used"] * bool(self.bad_lines) + ["can't be read to its end"] * bool(self.problem)
         return f"{what}; {', '.join(found) or 'no problem found'}"
     def _details(self) -> list[str]:
         cut = lambda x: repr(x if len(x) <= 60 else x[:57] + "...")
@@ -130,10 +131,10 @@ class FileReport:
         lines += [f"{kind}, row {e['row']} ({e['source']}): {row(e)}" for kind in CHECKS for e in self.examples.get(kind, ())]
         lines += [f"likely false negative under {self.encoder}, row {e['row']} ({e['source']}), margin {e['margin']:.3f}: {row(e)}" for e in self.worst]
         return lines + [f"left out while reading, {s}: " + ", ".join(f"{n:,} {r}" for r, n in rs.items()) for s, rs in self.dropped.items()]
-    def __repr__(self) -> str: return "\n".join([self._head(), *([self.frame().rename(_short).to_string(), self.length_frame().rename(_short).to_string()] if self.lengths else []), *self._details()])
+    def __repr__(self) -> str: return "\n".join([self._head(), *([f.rename(_short(self.sources)).to_string() for f in (self.frame(), self.length_frame())] if self.lengths else []), *self._details()])
     def _repr_html_(self) -> str:
         from html import escape
-        tables = self.frame().rename(_short).to_html() + self.length_frame().rename(_short).to_html() if self.lengths else ""
+        tables = "".join(f.rename(_short(self.sources)).to_html() for f in (self.frame(), self.length_frame())) if self.lengths else ""
         return f"<p>{escape(self._head())}</p>{tables}<ul>" + "".join(f"<li>{escape(line)}</li>" for line in self._details()) + "</ul>"
     def to_json(self) -> str:
         "All of it as JSON, for scripts. [ours]"
@@ -148,7 +149,8 @@ class FileReport:
         rows, known, known_ids, queries = [], _Unique(), _Unique(), defaultdict(_Unique)
         lengths = defaultdict(_Lengths)
         try:
-            self.format = recognise(self.path)
+            self.format = _recognise(self.path, any(self.options.get(k) is not None for k in ("corpus", "queries"))).format
+            if {self.format, self.options.get("format")} == {"tsv", "qidpidtriples"}: self.format = self.options["format"]
             for t in self._open(rejected):
                 keys, (names, (source,)) = _Keys(t), t.distinct("source")
                 rows.append(keys.row); known.add(keys.known); known_ids.add(keys.known_id)
@@ -261,7 +263,16 @@ class FileReport:
                 out("".join(_json({"row": first + int(r), "reason": CHECKS[kind[r]], **e}) for r, e in zip(rows, t.take(rows).table.to_pylist())))
         return Path(path)
 
-def _short(name: str) -> str: return name if len(name) <= 40 else name[:18] + " ... " + name[-17:]
+def _short(names: Iterable[str]) -> dict[str, str]: # name -> its short form; two names never share one
+    short = {n: n if len(n) <= 40 else f"{n[:18]} ... {n[-17:]}" for n in names}
+    for k in range(12, 100, 8):
+        groups = defaultdict(list)
+        for n, s in short.items(): groups[s].append(n)
+        for same in groups.values():
+            at = len(os.path.commonprefix(same)) # where they begin to differ
+            if len(same) > 1: short |= {n: f"{n[:18]} ... {n[at:at + k]} ... {n[-17:]}" for n in same if len(n) > 40}
+    return short if len(set(short.values())) == len(short) else {n: n for n in short}
+
 _RELEVANT, _REPEATED = CHECKS.index("negative is a known relevant passage"), CHECKS.index("duplicate row")
 
 def _margins(t: Triples, encoder: Encoder) -> np.ndarray: # (N,): q.p - q.n
@@ -281,7 +292,7 @@ def check_file(
     batch: int = _BATCH, # Rows held at a time
     **options: Any, # corpus, queries, qrels, depth, judged_only, format: as for `Triples.read`
 ) -> FileReport:
-    "What is in a file and what is wrong with it, in two walks and bounded memory; a file that can't be read is told, not raised. [ours]"
+    "What is in a file and what is wrong with it, in two walks and bounded memory; a file that can't be read is told, not raised. A bad line of JSONL (but st-labeled-pair), tsv or qidpidtriples is left out; a bad row of another format ends the check. [ours]"
     for name, value in (("margin_rows", margin_rows), ("examples", examples), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1: raise InputError(f"{name} is {value!r}, expected a whole number of at least 1.")
     if encoder is not None and not hasattr(encoder, "encode_queries"): raise InputError(f"encoder is {type(encoder).__name__}, expected an Encoder, e.g. load_encoder('minilm').")

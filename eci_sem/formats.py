@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .collection import Collection, InputError, atomic_path, unknown_name
-from .layouts import ADAPTERS, Reading, Texts, _decode, _found, _msmarco_ids, fields, json_object, labeled_pairs, layout_of, read_lines, read_qrels, read_run, read_texts, run_triples
-from .triples import COLUMNS, DEFAULT_SOURCE, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _batches, _complete, _json_values, _kind_of, _merge_dropped
+from .layouts import ADAPTERS, Reading, Texts, _decode, _found, _msmarco_ids, fields, is_header, json_object, labeled_pairs, layout_of, read_lines, read_qrels, read_run, read_texts, run_triples
+from .triples import COLUMNS, DEFAULT_SOURCE, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _batches, _complete, _json_values, _kind_of, _merge_dropped, _need_texts
 
 # %% ../nbs/01a_formats.ipynb #fa1472a2
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ _COLUMN_LOSS = "ids, source (one is allowed), rank, score"
 FORMATS: dict[str, Format] = {f.name: f for f in (
     Format("parquet", "this package's columns, as Parquet", True, True, True, (), (), "nothing", _SAMPLES),
     Format("jsonl", "this package's columns, one row a line, or a list of negatives a line; .gz", True, True, True, (), (), "dropped counts", _SAMPLES),
-    Format("tsv", "query, positive, negative as texts between tabs, as MS MARCO's triples.train", True, True, True, (), (), _COLUMN_LOSS, _SAMPLES),
+    Format("tsv", "query, positive, negative as texts between tabs, as MS MARCO's triples.train; a first line that names columns is skipped", True, True, True, (), (), _COLUMN_LOSS, _SAMPLES),
     Format("st-triplet", "sentence-transformers mine_hard_negatives, triplet: a Dataset, its saved folder, Parquet or JSONL", True, True, True, (), (), _COLUMN_LOSS, f"mine_hard_negatives on scifact; {_SAMPLES}"),
     Format("st-n-tuple", "the same, n-tuple: negative_1 to negative_k", True, True, True, (), (), _COLUMN_LOSS + "; k must be one number", f"mine_hard_negatives on scifact; {_SAMPLES}"),
     Format("st-labeled-list", "the same, labeled-list: passages and labels", True, True, True, (), (), _COLUMN_LOSS, f"mine_hard_negatives on scifact; {_SAMPLES}"),
@@ -55,7 +55,7 @@ FORMATS: dict[str, Format] = {f.name: f for f in (
     Format("flagembedding", "FlagEmbedding JSONL: query, pos, neg", True, True, True, (), (), "ids, rank, score", _SAMPLES),
     Format("tevatron", "Tevatron JSONL: query, positive_passages, negative_passages", True, True, True, (), (), "rank, score", _SAMPLES),
     Format("msmarco", "MS MARCO hard negatives JSONL: qid, pos, neg by system; .gz", True, True, True, ("corpus", "queries"), (), "texts (in files of their own), score; rank becomes the place in the list", f"runs on scifact and cranfield; {_SAMPLES}"),
-    Format("qidpidtriples", "ids of query, positive, negative between tabs", True, True, True, ("corpus", "queries"), (), "texts (in files of their own), source (one is allowed), rank, score", f"runs on scifact and cranfield; {_SAMPLES}"),
+    Format("qidpidtriples", "ids of query, positive, negative between tabs; a first line that names columns is skipped", True, True, True, ("corpus", "queries"), (), "texts (in files of their own), source (one is allowed), rank, score", f"runs on scifact and cranfield; {_SAMPLES}"),
     Format("trec", "a TREC run, with judgments: negatives are retrieved and not relevant", True, True, False, ("corpus", "queries", "qrels"), ("depth", "judged_only"), "texts and judgments (in files of their own); rank becomes the place by score", f"runs on scifact and cranfield with their judgments; {_SAMPLES}"),
     Format("frame", "a pandas, polars or pyarrow frame, a datasets Dataset, or anything with Arrow's stream interface; any of the layouts above that hold texts", True, False, False, (), (), "", "mine_hard_negatives on scifact; nq-triples-sample"))}
 _READ_OPTIONS = ("corpus", "queries", "qrels", "depth", "judged_only")
@@ -112,7 +112,9 @@ def _arrow_found(files: tuple[Path, ...]) -> _Found:
     with _arrow_errors(files[0], "Arrow file"), pa.ipc.open_stream(files[0].open("rb")) as f: names = _unique(f.schema.names, str(files[0]))
     return _Found(_columns_format(names, "parquet"), "arrow", names, files)
 
-class _Unknown(InputError): "JSON in no layout that is known: told at once, whatever the extension says."
+_JUDGMENTS = re.compile(r"(query|q)[-_ ]?id\t(corpus|doc|document|passage|p)[-_ ]?id\t(score|grade|label|relevance)$", re.IGNORECASE) # the header of BEIR's files
+
+class _Unknown(InputError): "What is no triples, as its content says: told at once, whatever the extension says."
 
 def _peek(path: Path, ids: bool) -> _Found | None:
     lines = islice(read_lines(path), 20)
@@ -126,9 +128,13 @@ def _peek(path: Path, ids: bool) -> _Found | None:
             first = first or (number, row)
         if first and not {"positive", "negative", "negatives"} & set(first[1]): raise _Unknown(f"{path}:{first[0]}: the keys {', '.join(map(repr, first[1])) or '(none)'} fit no layout that is known; expected e.g. query, positive, negative; or query, pos, neg; or query, positive_passages, negative_passages; or qid, pos, neg.")
         return None
-    texts = [_decode(line, path, number).rstrip("\r\n") for number, line in lines if len(line) < 1 << 20]
+    texts = []
+    for number, line in lines:
+        try: texts += [_decode(line, path, number).rstrip("\r\n")] * (len(line) < 1 << 20)
+        except InputError: continue # refused later, with its place
     if not texts: return None
-    if texts[0].count("\t") == 2: return _Found("qidpidtriples" if ids or all(re.fullmatch(r"\S{1,40}\t\S{1,40}\t\S{1,40}", t) for t in texts) else "tsv", "text")
+    if _JUDGMENTS.match(texts[0]): raise _Unknown(f"{path}: these are judgments (query id, document id, grade), not triples; give them as qrels= with a TREC run.")
+    if texts[0].count("\t") == 2: return _Found("qidpidtriples" if ids or all(re.fullmatch(r"\S{1,40}\t\S{1,40}\t\S{1,40}", t) for t in texts if t.count("\t") == 2) else "tsv", "text")
     found = texts[0].split()
     try: return _Found("trec", "text") if len(found) == 6 and (int(found[3]), float(found[4])) else None
     except ValueError: return None
@@ -251,7 +257,8 @@ def _texts_of(found: _Found, rows: Iterable[tuple[str, dict[str, Any]] | tuple[i
     reading.queries, reading.passages = read_texts(options["queries"], "query", queries), read_texts(options["corpus"], "passage", passages)
 
 def _values(found: _Found, path: Path, options: dict[str, Any], reading: Reading, size: int, rejected: Rejected | None) -> Iterator[tuple[str, Iterable[tuple]]]:
-    if found.format == "tsv": yield from ((f"{path}:{n}", [(None, None, None, *row, None, None, None)]) for n, row in fields(path, 3, "query, positive, negative")); return
+    def walk(expected, rejected): return ((n, row) for n, row in fields(path, 3, expected, rejected=rejected) if n > 1 or not is_header(row))
+    if found.format == "tsv": yield from ((f"{path}:{n}", [(None, None, None, *row, None, None, None)]) for n, row in walk("query, positive, negative", rejected)); return
     if found.format == "trec":
         run, qrels = read_run(path), read_qrels(options["qrels"])
         asked = {q for _, q in run}
@@ -259,14 +266,25 @@ def _values(found: _Found, path: Path, options: dict[str, Any], reading: Reading
         reading.queries, reading.passages = read_texts(options["queries"], "query", asked), read_texts(options["corpus"], "passage", passages)
         yield from run_triples(run, qrels, reading, str(path), options["depth"], bool(options["judged_only"])); return
     if found.format == "qidpidtriples":
-        walk = lambda: fields(path, 3, "query id, positive id, negative id")
-        _texts_of(found, walk(), options, reading)
-        text = lambda n, q, p, d: (q, p, d, reading.queries.text(q, f"{path}:{n}"), reading.passages.text(p, f"{path}:{n}"), reading.passages.text(d, f"{path}:{n}"), None, None, None)
-        yield from ((f"{path}:{n}", [text(n, *row)]) for n, row in walk()); return
-    def rows():
-        if found.container != "jsonl": return _table_rows(_tables(found, path, size), path)
-        return ((f"{path}:{n}", json_object(line, path, n)) for n, line in read_lines(path))
-    if found.format == "msmarco": _texts_of(found, rows(), options, reading)
+        expected = "query id, positive id, negative id"
+        _texts_of(found, walk(expected, rejected and (lambda *_: None)), options, reading) # told in the walk below
+        for n, (q, p, d) in walk(expected, rejected):
+            where = f"{path}:{n}"
+            try: values = [(q, p, d, reading.queries.text(q, where), reading.passages.text(p, where), reading.passages.text(d, where), None, None, None)]
+            except InputError as e:
+                if rejected is None: raise
+                rejected(n, str(e), f"{q}\t{p}\t{d}\n".encode()); continue
+            yield where, values
+        return
+    def rows(skip=False):
+        if found.container != "jsonl": yield from _table_rows(_tables(found, path, size), path); return
+        for n, line in read_lines(path):
+            try: row = json_object(line, path, n)
+            except InputError:
+                if skip: continue
+                raise
+            yield f"{path}:{n}", row
+    if found.format == "msmarco": _texts_of(found, rows(skip=rejected is not None), options, reading)
     if rejected and found.container == "jsonl" and found.format != "st-labeled-pair": yield from _tolerant(found, path, reading, rejected)
     else: yield from _adapted(found, path, rows(), reading)
 
@@ -281,13 +299,15 @@ def _parquet_dropped(path: Path) -> dict[str, dict[str, int]]:
     raise InputError(f"{path}: the counts of dropped rows in its metadata are damaged; write it again.")
 
 def _chunks(found: _Found, path: Path, source: str | None, options: dict[str, Any], size: int, rejected: Rejected | None) -> Iterator[Triples]:
-    reading = Reading(found.names)
+    reading, told = Reading(found.names), []
+    def reject(number, why, line):
+        told[:] = [number]
+        rejected(number, why, line)
     def made() -> Iterator[pa.Table]:
         if found.format != "parquet":
-            for batch in _batches(_values(found, path, options, reading, size, rejected), size): yield _complete(pa.Table.from_batches([batch]), str(path), source)
+            for batch in _batches(_values(found, path, options, reading, size, rejected and reject), size): yield _complete(pa.Table.from_batches([batch]), str(path), source)
             return
-        missing = next((c for c in TEXT_COLUMNS if c not in found.names and not (c == "negative" and "negatives" in found.names)), None)
-        if missing: raise InputError(f"{path}: column {missing!r} is missing; found {', '.join(map(repr, found.names)) or 'no columns'}, expected at least 'query', 'positive' and 'negative' (or 'negatives').")
+        _need_texts(found.names, str(path))
         if found.container == "parquet": reading.dropped.update({s: Counter(r) for s, r in _parquet_dropped(path).items()})
         first = 0
         for table in _tables(found, path, size):
@@ -303,6 +323,7 @@ def _chunks(found: _Found, path: Path, source: str | None, options: dict[str, An
         if last is not None: yield Triples(last, dropped())
         last = table
     if last is not None: yield Triples(last, dropped()); return
+    if told: return # every line was rejected
     why = "; ".join(f"{s}: {n:,} {r}" for s, rs in dropped().items() for r, n in rs.items() if n)
     raise InputError(f"{path}: holds no {'triples, all was left out (' + why + ')' if why else 'rows'}.")
 
@@ -328,7 +349,7 @@ def scan_triples(
     judged_only: bool = False, # As for `read_triples`
     format: str | None = None, # As for `read_triples`
     batch: int = _BATCH, # Rows held at a time, at most
-    rejected: Rejected | None = None, # Called with (line number, reason, line) for a line of JSONL that can't be used, which is then left out; None: the first such line is an error
+    rejected: Rejected | None = None, # Called with (line number, reason, line) for a line of JSONL (but st-labeled-pair), tsv or qidpidtriples that can't be used, which is then left out; None: the first such line is an error
 ) -> Iterator[Triples]: # Batches in the order of the file
     "Walk over a file of any size in bounded memory. Raises `InputError`. [ours]"
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1: raise InputError(f"batch is {batch!r}, expected a whole number of at least 1.")
@@ -377,7 +398,9 @@ def frame_triples(
     if names and layout_of(names) in (None, "native"): return Triples.from_pandas(frame, source)
     table = _plain_table(_frame_table(frame))
     layout = layout_of(_unique(table.column_names, where))
-    if layout in (None, "native"): return Triples(_complete(table.select([c for c in (*COLUMNS, "negatives") if c in table.column_names]), where, source))
+    if layout in (None, "native"):
+        _need_texts(table.column_names, where)
+        return Triples(_complete(table.select([c for c in (*COLUMNS, "negatives") if c in table.column_names]), where, source))
     if layout == "msmarco": raise InputError(f"{where}: holds ids (qid, pos, neg); write it as JSONL, and read that with corpus= and queries=.")
     found = _Found(layout, "frame", tuple(table.column_names))
     reading = Reading(found.names)
@@ -416,8 +439,12 @@ def _field(text: str, what: str) -> str:
     if not text.strip() or any(c in text for c in "\t\n\r\ufeff"): raise InputError(f"{what} {text[:60]!r} is empty or holds a tab or a line break, which a text table can't hold; take another format.")
     return text
 
+def _no_header(t: Triples, columns: tuple[str, ...]) -> None:
+    if is_header([t.table.column(c)[0].as_py() for c in columns]): raise InputError("the first row would be read as a header (query, positive, negative); put another row first, or take another format.")
+
 def _write_tsv(t: Triples, path: Path) -> None:
     _one_source(t, "tsv")
+    _no_header(t, TEXT_COLUMNS)
     with _lines_to(path) as out:
         for r in _rows(t): out("\t".join(_field(r[c], f"the {c}") for c in TEXT_COLUMNS) + "\n")
 
@@ -505,6 +532,7 @@ def _word(text: str, what: str) -> str:
 
 def _write_ids(t: Triples, path: Path) -> None:
     _one_source(t, "qidpidtriples")
+    _no_header(t, COLUMNS[:3])
     with _lines_to(path) as out:
         for r in _rows(t): out("\t".join(_word(r[c], f"the {c}") for c in COLUMNS[:3]) + "\n")
 

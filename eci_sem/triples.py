@@ -66,9 +66,12 @@ def _explode(table: pa.Table, where: str, first: int = 0) -> pa.Table:
     keep = table.drop_columns([c for c in ("negatives", "negative_id", "rank", "score") if c in table.column_names])
     return keep.take(pc.list_parent_indices(lists)).append_column("negative", pc.list_flatten(lists))
 
+def _need_texts(names: Sequence[str], where: str) -> None:
+    missing = next((c for c in TEXT_COLUMNS if c not in names and not (c == "negative" and "negatives" in names)), None)
+    if missing: raise InputError(f"{where}: column {missing!r} is missing; found {', '.join(map(repr, names)) or 'no columns'}, expected at least 'query', 'positive' and 'negative' (or 'negatives').")
+
 def _complete(table: pa.Table, where: str, source: str | None = None, first: int = 0) -> pa.Table: # `first`: the number of the table's first row
-    missing = [c for c in TEXT_COLUMNS if c not in table.column_names and not (c == "negative" and "negatives" in table.column_names)]
-    if missing: raise InputError(f"{where}: column {missing[0]!r} is missing; found {', '.join(map(repr, table.column_names)) or 'no columns'}, expected at least 'query', 'positive' and 'negative' (or 'negatives').")
+    _need_texts(table.column_names, where)
     if "negative" not in table.column_names: table = _explode(table, where, first)
     columns = {c: _cast(table.column(c), c, where) for c in COLUMNS if c in table.column_names}
     for c in TEXT_COLUMNS:
@@ -312,7 +315,7 @@ _DROPPED_KEY = b"eci_sem.dropped"
 def _kind_of(path: Path) -> str:
     for kind in (".parquet", ".jsonl", ".jsonl.gz"):
         if path.name.endswith(kind): return kind
-    raise InputError(f"{path}: extension {path.suffix!r} is not known; expected .parquet, .jsonl or .jsonl.gz. Other formats come in through Triples.from_pandas(frame).")
+    raise InputError(f"{path}: extension {path.suffix!r} is not known; expected .parquet, .jsonl or .jsonl.gz{'; read it with pandas: Triples.read(pd.read_csv(path))' if '.csv' in path.suffixes else ', or the name or content of another format (eci_sem.formats.formats_table() lists them)'}.")
 
 # %% ../nbs/01_triples.ipynb #974e86dc
 class Triples:
@@ -348,6 +351,7 @@ class Triples:
     ) -> "Triples":
         "From a pandas data frame. Raises `InputError`. [ours]"
         columns = {}
+        _need_texts(list(map(str, frame.columns)), "data frame")
         for c in (*COLUMNS, "negatives"):
             if c not in frame.columns: continue
             try: columns[c] = pa.chunked_array([pa.array(frame[c].to_numpy() if c == "negatives" else frame[c], from_pandas=True)])

@@ -100,13 +100,80 @@ def test_lines_that_can_not_be_used_are_told_and_left_out(tmp_path):
     path.write_text('{"query": "q", "pos": ["p"], "neg": ["n", "p"]}\n{\n{"query": "q", "pos": ["p"]}\n{"query": "r", "pos": ["p"], "neg": ["m"]}\n')
     report = check_file(path)
     assert (report.format, report.rows, report.bad_lines, report.bad, report.errors) == ("flagembedding", 3, 2, 1, True)
-    assert repr(report).startswith("t.jsonl: flagembedding, 3 rows, 1 source; 1 rows with a problem, 2 lines that can't be used") and ":3: key 'neg' is missing" in repr(report)
+    assert repr(report).startswith("t.jsonl: flagembedding, 3 rows, 1 source; 1 row with a problem, 2 lines that can't be used") and ":3: key 'neg' is missing" in repr(report)
     assert Triples.read(report.write_clean(tmp_path / "c.jsonl")).texts("negative") == ["n", "m"]
     rejected = [json.loads(line) for line in report.write_rejected(tmp_path / "r.jsonl.gz").open("rb") and gzip.open(tmp_path / "r.jsonl.gz")]
     assert [(r.get("line"), r.get("row"), r["reason"][-40:]) for r in rejected][:2] != [] and {r.get("line") for r in rejected} == {None, 2, 3} and {"text": "{"}.items() <= rejected[0].items()
     told = json.loads(report.to_json())
     assert told["errors"] and told["bad_lines"] == 2 and told["lines"][0]["line"] == 2 and told["counts"] == {"negative equals the positive": {"negatives": 1}}
     assert sorted(os.listdir(tmp_path)) == ["c.jsonl", "r.jsonl.gz", "t.jsonl"]
+
+
+ANIMAL_TEXTS = dict(corpus={"a": "Dogs bark.", "b": "Cats purr."}, queries={"1": "what do dogs do", "2": "what do cats do"})
+
+@pytest.mark.parametrize("format, content, options, bad, good", [
+    ("tsv", b"query\tpositive\tnegative\none query\ta passage\tanother\ntwo\tfields\n\xff\ta\tb\nx\ty\tz w\n", {}, [3, 4], ["another", "z w"]),
+    ("qidpidtriples", b"1\ta\tb\n1\ta\n1\ta\tzz\n9\ta\tb\n2\tb\ta\n", ANIMAL_TEXTS, [2, 3, 4], ["Cats purr.", "Dogs bark."]),
+    ("msmarco", b'{"qid": "1", "pos": ["a"], "neg": {"x": ["b"]}}\n{\n{"qid": "1", "pos": ["a"], "neg": {"x": ["zz"]}}\n', ANIMAL_TEXTS, [2, 3], ["Cats purr."])])
+@pytest.mark.parametrize("files", [False, True])
+def test_a_bad_line_of_a_text_table_or_an_unknown_id_does_not_end_the_check(tmp_path, format, content, options, bad, good, files):
+    (tmp_path / "t").write_bytes(content)
+    if files:
+        for name, table in options.items(): (tmp_path / name).write_text("".join(f"{i}\t{x}\n" for i, x in table.items()))
+        options = {name: tmp_path / name for name in options}
+    report = check_file(tmp_path / "t", **options)
+    assert report.problem is None and report.format == format and [n for n, _ in report.lines] == bad and report.bad_lines == len(bad) and report.errors
+    assert Triples.read(report.write_clean(tmp_path / "c.parquet")).texts("negative") == good
+    rejected = [json.loads(line) for line in report.write_rejected(tmp_path / "r.jsonl").read_text().splitlines()]
+    lines = content.decode("utf-8", "replace").splitlines()
+    assert [(r["line"], r["text"]) for r in rejected] == [(n, lines[n - 1]) for n in bad]
+    with pytest.raises(InputError, match=f"t:{bad[0]}: "): Triples.read(tmp_path / "t", **options) # a reader takes all or nothing
+
+
+@pytest.mark.parametrize("name, content, reasons", [
+    ("t.jsonl", '{\n{"query": "q", "pos": ["p"], "neg": []}\n', [(1, None), (2, None)]), ("t.jsonl", '{"query": "q", "positive": "p", "negative": "p"}\n[]\n', [(2, None), (None, 0)]), ("t", "a\tb\tc\td\n" * 2 + "\t\ta\n", None)])
+def test_what_is_rejected_is_written_when_nothing_is_left(tmp_path, name, content, reasons):
+    (tmp_path / name).write_text(content)
+    report = check_file(tmp_path / name)
+    if reasons is None: assert report.problem; return # no known format
+    assert report.problem is None and report.errors
+    rejected = [json.loads(line) for line in report.write_rejected(tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [(r.get("line"), r.get("row")) for r in rejected] == reasons
+    with pytest.raises(InputError, match="every row has a problem, so nothing is left to write"): report.write_clean(tmp_path / "c.parquet")
+    report.to_json(), report._repr_html_(), repr(report)
+
+
+def test_the_format_told_is_the_one_that_was_read(tmp_path):
+    (tmp_path / "t").write_text("1\ta\tb\n")
+    assert check_file(tmp_path / "t").format == "qidpidtriples" and check_file(tmp_path / "t", format="tsv").format == "tsv"
+    (tmp_path / "t").write_text("a query\ta\tb\n")
+    assert check_file(tmp_path / "t", **ANIMAL_TEXTS).format == "qidpidtriples" and check_file(tmp_path / "t", format="csv").format == "tsv"
+
+
+def test_the_head_counts_in_words(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"query": "q", "positive": "p", "negative": "p"}\n{\n')
+    assert repr(check_file(path)).startswith("t.jsonl: jsonl, 1 row, 1 source; 1 row with a problem, 1 line that can't be used")
+    path.write_text('{"query": "q", "positive": "p", "negative": "p"}\n{\n' * 2)
+    assert repr(check_file(path)).startswith("t.jsonl: jsonl, 2 rows, 1 source; 2 rows with a problem, 2 lines that can't be used")
+
+
+names = st.lists(st.text(st.sampled_from("ab ."), min_size=1, max_size=60) | st.tuples(st.just("x" * 20), st.text("ab", max_size=12), st.just("y" * 20), st.text("ab", max_size=3), st.just("z" * 20)).map("".join), max_size=8, unique=True)
+
+@given(names=names)
+@settings(max_examples=200, deadline=None)
+def test_short_names_are_told_apart(names):
+    from eci_sem.checks import _short
+    short = _short(names)
+    assert list(short) == names and len(set(short.values())) == len(names)
+    assert all(short[n] == n for n in names if len(n) <= 40)
+
+
+def test_two_long_sources_stay_two_in_the_tables(tmp_path):
+    a, b = ("some/tool:" + "x" * 40 + middle + "y" * 40 for middle in ("one/way", "two/ways"))
+    report = check_file(Triples.from_rows([dict(query="q", positive="p", negative="n", source=s) for s in (a, b)]).write(tmp_path / "t.jsonl"))
+    shown = [line.split("  ")[0].removesuffix(" query") for line in repr(report).splitlines() if line.startswith("some/tool:")]
+    assert len(shown) == 4 and len(set(shown)) == 2 and max(map(len, shown)) < 70 and any("one/way" in s for s in shown)
 
 
 @pytest.mark.parametrize("name, content, message", [

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from eci_sem.collection import Collection, InputError, load_beir
 from eci_sem.formats import FORMATS, formats_table, frame_triples, read_triples, recognise, scan_triples, to_dataset, write_triples
-from eci_sem.layouts import layout_of, read_qrels, read_run, read_texts
+from eci_sem.layouts import is_header, layout_of, read_qrels, read_run, read_texts
 from eci_sem.triples import COLUMNS, TEXT_COLUMNS, Triples, text_id
 
 WRITTEN = [f.name for f in FORMATS.values() if f.writes]
@@ -183,6 +183,24 @@ def test_a_data_set_made_here_trains_there(tmp_path):
     with pytest.raises(InputError, match="is there already, and is no saved data set"): t.write(tmp_path / "mine", "st-triplet")
 
 
+@pytest.mark.parametrize("row", [{"negative_1": "N1", "negative_2": "N2", "positive": "P", "query": "Q"}, {"positive": "P", "anchor": "Q", "negative_2": "N2", "negative_1": "N1"}, {"answer": "P", "negative_2": "N2", "negative_1": "N1", "question": "Q"},
+    {"answer": "P", "negative_1": "N1", "negative_2": "N2", "x": "Q"}, {"x": "P", "negative_1": "N1", "negative_2": "N2", "query": "Q"}, {"x": "Q", "negative_1": "N1", "y": "P", "negative_2": "N2"}, {"query": "Q", "question": "P", "negative_1": "N1", "negative_2": "N2"},
+    {"labels": [1, 0, 0], "passages": ["P", "N1", "N2"], "query": "Q"}, {"passages": ["N1", "P", "N2"], "x": "Q", "labels": [0, 1, 0]}, {"docs": ["P", "N1", "N2"], "labels": [1, 0, 0], "question": "Q"}, {"x": "Q", "docs": ["P", "N1", "N2"], "labels": [1, 0, 0]}])
+def test_names_tell_the_roles_in_any_order(tmp_path, row):
+    expected = [dict(query="Q", positive="P", negative=n) for n in ("N1", "N2")]
+    assert texts_of(Triples.read(put(tmp_path / "t", row))) == texts_of(Triples.read(pa.Table.from_pylist([row]))) == expected
+
+
+def test_names_tell_the_roles_of_labelled_pairs_and_of_many_negatives(tmp_path):
+    rows = [{"label": 1, "passage": "P", "query": "Q"}, {"label": 0, "passage": "N", "query": "Q"}]
+    assert texts_of(Triples.read(put(tmp_path / "pairs", *rows))) == [dict(query="Q", positive="P", negative="N")]
+    assert texts_of(Triples.read(put(tmp_path / "triplet", {"positive": "b", "anchor": "a", "negative": "c"}))) == [dict(query="a", positive="b", negative="c")]
+    row = {"query": "Q", "positive": "P", **{f"negative_{k}": f"N{k}" for k in range(1, 12)}, "scores": list(range(12))}
+    (tmp_path / "sorted").write_text(json.dumps(row, sort_keys=True) + "\n") # negative_10 stands before negative_2
+    t = Triples.read(tmp_path / "sorted")
+    assert list(zip(t.texts("negative"), t.column("score"))) == [(f"N{k}", k) for k in range(1, 12)] and set(t.texts("query")) == {"Q"}
+
+
 def test_flagembedding_and_tevatron_by_hand(tmp_path):
     path = put(tmp_path / "f", {"query": "q", "pos": ["p", "r"], "neg": ["m", "n"], "pos_scores": [1, 2], "neg_scores": [0.5, 0.25], "prompt": "x"})
     assert [(r["positive"], r["negative"], r["score"]) for r in Triples.read(path).table.to_pylist()] == [("p", "m", 0.5), ("p", "n", 0.25), ("r", "m", 0.5), ("r", "n", 0.25)]
@@ -256,6 +274,51 @@ def test_ids_and_texts_between_tabs(tmp_path):
     assert len(Triples.read(put(tmp_path / "texts", "a query\ta passage\tanother\r\n"))) == 1
     (tmp_path / "cut").write_text("1\ta\tc\n1\ta\td")
     with pytest.raises(InputError, match=r"cut:2: the last line has no end, so the file may have been cut off"): Triples.read(tmp_path / "cut", corpus=ANIMALS)
+
+
+@pytest.mark.parametrize("header", ["query\tpositive\tnegative", "anchor\tpositive\tnegative", "Question\tAnswer\tNegative", "qid\tpos\tneg", "query_id\tpositive_id\tnegative_id", "qid\tpos_pid\tneg_pid", "query-text\tpositive passage\tnegative passage", "\ufeffquery\tpos\tneg"])
+def test_a_header_is_no_triple(tmp_path, header):
+    assert texts_of(Triples.read(put(tmp_path / "texts", f"{header}\r\n", "a query\ta passage\tanother\n"))) == [dict(query="a query", positive="a passage", negative="another")]
+    t = Triples.read(put(tmp_path / "ids", f"{header}\n", "1\ta\tc\n", "2\tc\ta\n"), corpus=ANIMALS)
+    assert t.column("negative_id").tolist() == ["c", "a"] and recognise(tmp_path / "texts") == "tsv"
+    again = put(tmp_path / "twice", f"{header}\n" * 2, "a query\ta passage\tanother\n")
+    assert len(Triples.read(again)) == 2 # only the first line is a header
+    with pytest.raises(InputError, match="holds no rows"): Triples.read(put(tmp_path / "empty", f"{header}\n"), format="tsv")
+
+
+def test_a_row_that_looks_like_a_header_is_not_written(tmp_path):
+    t = Triples.from_rows([dict(query_id="qid", query="query", positive_id="pos", positive="positive", negative_id="neg", negative="negative")])
+    for format in ("tsv", "qidpidtriples"):
+        with pytest.raises(InputError, match="the first row would be read as a header"): t.write(tmp_path / "t", format)
+    for line in ("what is it\tpositive\tnegative", "1\ta\tc", "q\tp\tn", "query\tanother\tthird"): assert not is_header(line)
+
+
+def test_judgments_are_no_triples(tmp_path):
+    for header in ("query-id\tcorpus-id\tscore\n", "query_id\tdoc_id\tgrade\n"):
+        with pytest.raises(InputError, match=r"test.tsv: these are judgments .*give them as qrels="): Triples.read(put(tmp_path / "test.tsv", header, "1\ta\t1\n", "1\tb\t2\n"), corpus=ANIMALS)
+
+
+@pytest.mark.parametrize("qrels, message", [({"1": {"a": "1"}}, "qrels, query '1': maps str 'a' to str"), ({"1": {"a": None}}, "to NoneType, expected document ids"), ({"1": {"a": 1.5}}, "to float"), ({"1": {"a": True}}, "to bool"), ({"1": {2: 1}}, "maps int '2' to int"), ({"1": ["a"]}, "qrels maps str '1' to list, expected query ids"), ({1: {"a": 1}}, "qrels maps int '1' to dict"), ({"1": None}, "to NoneType")])
+def test_dictionaries_of_judgments_are_checked(tmp_path, qrels, message):
+    run = put(tmp_path / "run", "1 Q0 c 1 1.0 x\n")
+    with pytest.raises(InputError, match=message): Triples.read(run, corpus=ANIMALS, qrels=qrels)
+    assert len(Triples.read(run, corpus=ANIMALS, qrels={"1": {"a": np.int64(1)}})) == 1
+
+
+def test_rows_of_labelled_pairs_follow_one_another(tmp_path):
+    rows = [{"query": q, "passage": p, "label": l} for q, p, l in [("q", "a", 1), ("r", "b", 1), ("q", "c", 0), ("r", "d", 0)]]
+    with pytest.raises(InputError, match=r"t:3: query 'q' has no positive among its rows here .*a query's rows must follow one another"): Triples.read(put(tmp_path / "t", *rows))
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame({"a": [1], "b": [2]}), pa.table({"a": [1], "b": [2]})])
+def test_the_columns_that_were_there_are_named(frame):
+    with pytest.raises(InputError, match="data frame: column 'query' is missing; found 'a', 'b', expected at least 'query'"): Triples.read(frame)
+
+
+def test_a_csv_comes_in_as_the_error_says(tmp_path):
+    put(tmp_path / "t.csv", "query,positive,negative\n", "a query,a passage,another\n")
+    with pytest.raises(InputError, match=r"Triples.read\(pd.read_csv\(path\)\)"): Triples.read(tmp_path / "t.csv")
+    assert texts_of(Triples.read(pd.read_csv(tmp_path / "t.csv"))) == [dict(query="a query", positive="a passage", negative="another")]
 
 
 # frames

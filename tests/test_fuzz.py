@@ -173,3 +173,18 @@ def test_any_bytes(data, head, name, options):
     with tempfile.TemporaryDirectory() as tmp:
         Path(tmp, name).write_bytes(head + data)
         read(Path(tmp, name), **options)
+
+
+keys = st.sampled_from(["1", "a", "c", "zz", 1, None, ""])
+tables = st.dictionaries(keys, values | st.text(max_size=5), max_size=3)
+others = values.filter(lambda v: not isinstance(v, str)) # a string is a path
+
+
+@given(corpus=tables | others, queries=tables | others, qrels=st.dictionaries(keys, st.dictionaries(keys, values, max_size=3) | values, max_size=3) | others, content=st.sampled_from(["1 Q0 c 1 1.0 x\n1 Q0 a 2 0.5 x\n", "1\ta\tc\n", '{"qid": 1, "pos": ["a"], "neg": {"x": ["c"]}}\n']))
+@settings(max_examples=max(50, INPUTS // 4), deadline=None, suppress_health_check=list(HealthCheck))
+def test_dictionaries_of_any_shape(corpus, queries, qrels, content):
+    with tempfile.TemporaryDirectory() as tmp:
+        path = Path(tmp, "t")
+        path.write_text(content)
+        if " Q0 " in content: read(path, corpus={"a": "p", "c": "n"}, queries={"1": "q"}, qrels=qrels)
+        read(path, corpus=corpus, queries=queries, **({"qrels": qrels} if " Q0 " in content else {}))

@@ -171,7 +171,8 @@ GOOD = '{"query": "q", "positive": "p", "negative": "n"}\n'
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("t.csv", b"query,positive", r"t.csv: extension '.csv' is not known; expected .parquet, .jsonl or .jsonl.gz. Other formats come in through Triples.from_pandas"),
+    ("t.csv", b"query,positive", r"t.csv: extension '.csv' is not known; expected .parquet, .jsonl or .jsonl.gz; read it with pandas: Triples.read\(pd.read_csv\(path\)\)\."),
+    ("t.txt", b"hello", r"t.txt: extension '.txt' is not known; expected .parquet, .jsonl or .jsonl.gz, or the name or content of another format \(eci_sem.formats.formats_table\(\) lists them\)"),
     ("t", b"", r"extension '' is not known"),
     ("t.parquet", None, r"t.parquet: no such file"),
     ("t.jsonl", None, r"t.jsonl: no such file"),
