@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .collection import InputError, cache_dir, unknown_name
-from .encoders import EmbeddingCache
+from .encoders import EmbeddingCache, _CRC_OF_WHOLE, _cut_off
 
 # %% ../nbs/02b_cache.ipynb #cache05
 class Store(NamedTuple):
@@ -59,9 +59,8 @@ def cache_stores(
         vectors, state = None, "ok"
         try:
             with _opened(folder) as env:
-                needed, size = (env.info()["last_pgno"] + 1) * env.stat()["psize"], (folder / "data.mdb").stat().st_size
-                vectors = env.stat()["entries"]
-                if vectors and size < needed: vectors, state = None, f"cut off: {size:,} of {needed:,} bytes"
+                if short := _cut_off(env, folder): state = f"cut off: {short}"
+                else: vectors = env.stat()["entries"]
         except (lmdb.Error, OSError) as e: state = f"can't be opened ({e})"
         found.append(Store(str(about.get("name", "?")), folder.name, about.get("dim"), str(about.get("dtype", "?")), vectors, _bytes(folder), (time.time() - (folder / "data.mdb").stat().st_mtime) / 86400, state, folder))
     if encoder is not None:
@@ -94,7 +93,7 @@ def cache_verify(
             try:
                 with _opened(store.folder) as env, env.begin(buffers=True) as txn:
                     for _, record in txn.cursor():
-                        sound = len(record) > 4 and (store.dim is None or len(record) == 4 * store.dim + 4) and zlib.crc32(record[:-4]) == int.from_bytes(record[-4:], "little")
+                        sound = len(record) > 4 and (store.dim is None or len(record) == 4 * store.dim + 4) and zlib.crc32(record) == _CRC_OF_WHOLE
                         good, bad = good + sound, bad + (not sound)
             except lmdb.Error as e: store = store._replace(state=f"damaged ({e})")
         found.append(Verified(store, good, bad))

@@ -12,17 +12,15 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from .collection import Collection, InputError, atomic_path, normalise
 from .encoders import Encoder
 from .formats import _json, _lines_to, _recognise, scan_triples, write_triples
-from .triples import CHECKS, COLUMNS, SCHEMA, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _group_position, _kind_of, _merge_dropped
+from .triples import CHECKS, COLUMNS, SCHEMA, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _copies, _group_position, _kind_of, _merge_dropped
 
 # %% ../nbs/02a_checks.ipynb #fc616eea
 def _hash(texts: Iterable[str], n: int) -> np.ndarray: # (n,) uint64
@@ -185,8 +183,7 @@ class FileReport:
             if len(again):
                 place = np.searchsorted(self._repeated, keys.row[again])
                 names, (source,) = t.distinct("source")
-                copies = np.array([max(1, sum(map(bool, s.split("+")))) for s in names])[source[again]] # as `Triples.check` counts them
-                twice = again[seen[place] + _group_position(place) >= copies]
+                twice = again[seen[place] + _group_position(place) >= _copies(names)[source[again]]]
                 kind[twice] = np.minimum(kind[twice], _REPEATED)
                 seen += np.bincount(place, minlength=len(seen))
             yield first, t, kind

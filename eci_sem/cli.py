@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import __version__
-from .collection import InputError, named_collection, unknown_name, write_text
+from .collection import InputError, named_collection, plain_json, unknown_name, write_text
 
 # %% ../nbs/11_cli.ipynb #36fff9e1
 _RANK = """Rank negative sources with ECI_sem, from frozen embeddings of the encoder that is to be trained.
@@ -252,13 +252,7 @@ def _say(args: argparse.Namespace, text: object, data: Callable[[], object], sta
     found = data()
     if not isinstance(found, str):
         import json
-        def plain(x: object) -> object: # no numpy, and null for what is not a number
-            if isinstance(x, dict): return {str(k): plain(v) for k, v in x.items()}
-            if isinstance(x, (list, tuple)): return [plain(v) for v in x]
-            if hasattr(x, "item"): x = x.item()
-            if isinstance(x, float) and not float("-inf") < x < float("inf"): return None
-            return x if x is None or isinstance(x, (str, bool, int, float)) else str(x)
-        found = json.dumps(plain(found), indent=1, ensure_ascii=False, allow_nan=False)
+        found = json.dumps(plain_json(found), indent=1, ensure_ascii=False, allow_nan=False)
     print(found)
     return status
 

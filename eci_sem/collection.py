@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BEIR_NAMES', 'BEIR_URL', 'BEIR_MD5', 'DOCSTRING_MODULES', 'DOCSTRING_SPLITS', 'InputError', 'unknown_name',
-           'atomic_path', 'write_text', 'sha256_text', 'seeded_order', 'normalise', 'Pair', 'CollectionSummary',
-           'Collection', 'open_text', 'read_jsonl', 'load_beir', 'cache_dir', 'download_beir', 'split_docstring',
-           'load_docstrings', 'named_collection']
+           'atomic_path', 'write_text', 'sha256_text', 'seeded_order', 'plain_json', 'normalise', 'Pair',
+           'CollectionSummary', 'Collection', 'open_text', 'read_lines', 'decode_line', 'json_object', 'read_jsonl',
+           'load_beir', 'cache_dir', 'download_beir', 'split_docstring', 'load_docstrings', 'named_collection']
 
 # %% ../nbs/00_collection.ipynb #e1e3096c
 import csv
@@ -94,6 +94,16 @@ def seeded_order(
 ) -> list[str]: # The ids, permuted
     "A permutation that depends on seed and ids alone, not on their order or the library version. [ours]"
     return sorted(set(ids), key=lambda i: (sha256_text(str(seed), purpose, i), i))
+
+def plain_json(
+    x: Any, # Dictionaries, lists, tuples and arrays of numbers and texts
+) -> Any: # The same as JSON holds it: no numpy, and null for what is missing or no finite number
+    "What `json.dumps` takes. [ours]"
+    if isinstance(x, dict): return {str(k): plain_json(v) for k, v in x.items()}
+    if hasattr(x, "tolist"): x = x.tolist()
+    if isinstance(x, (list, tuple)): return [plain_json(v) for v in x]
+    if x is None or isinstance(x, float) and not float("-inf") < x < float("inf") or type(x).__name__ == "NAType": return None
+    return x if isinstance(x, (str, bool, int, float)) else str(x)
 
 # %% ../nbs/00_collection.ipynb #1b50917a
 def normalise(
@@ -237,37 +247,75 @@ class Collection:
     def __repr__(self) -> str: return f"Collection({self.name!r}, {len(self.corpus):,} documents, {len(self.queries):,} queries, splits {', '.join(self.splits)})"
 
 # %% ../nbs/00_collection.ipynb #cdbcd296
-def open_text(
-    path: str | Path, # A text file, plain or ending in .gz
-) -> io.TextIOBase: # Open for reading, UTF-8
-    "Open a plain or gzipped text file; a clear error when it is missing or empty. [ours]"
+def _readable(path: str | Path) -> Path:
     path = Path(path)
     if not path.exists(): raise InputError(f"{path}: no such file.")
     if path.is_dir(): raise InputError(f"{path}: is a folder, expected a file.")
     if path.stat().st_size == 0: raise InputError(f"{path}: the file is empty.")
+    return path
+
+def open_text(
+    path: str | Path, # A text file, plain or ending in .gz
+) -> io.TextIOBase: # Open for reading, UTF-8
+    "Open a plain or gzipped text file; a clear error when it is missing or empty. [ours]"
+    path = _readable(path)
     return gzip.open(path, "rt", encoding="utf-8", newline="") if path.suffix == ".gz" else open(path, encoding="utf-8", newline="")
+
+_LINE = 1 << 26 # bytes of the longest line that is read
+
+def read_lines(
+    path: str | Path, # A text file, plain or gzipped
+    whole: bool = False, # Refuse a last line without its end, which may have been cut off
+) -> Iterator[tuple[int, bytes]]: # (line number from 1, line); blank lines are skipped
+    "The lines of a file, one at a time; a damaged one is refused with its place. [ours]"
+    path = _readable(path)
+    with open(path, "rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b" or path.suffix == ".gz"
+        raw.seek(0)
+        f, number, rows = gzip.GzipFile(fileobj=raw) if zipped else raw, 0, 0
+        try:
+            while line := f.readline(_LINE):
+                number += 1
+                if not line.endswith(b"\n"):
+                    if len(line) == _LINE: raise InputError(f"{path}:{number}: the line is longer than {_LINE >> 20} MB; expected one row a line.")
+                    if whole: raise InputError(f"{path}:{number}: the last line has no end, so the file may have been cut off; fetch it again, or end it with a line break if it is whole.")
+                if line.strip(): rows += 1; yield number, line
+        except (gzip.BadGzipFile, EOFError, zlib.error) as e: raise InputError(f"{path}: damaged gzip data ({e}); fetch the file again.") from None
+    if not rows: raise InputError(f"{path}: holds no rows.")
+
+def decode_line(
+    line: bytes, # One line
+    path: str | Path, # Of the file, for messages
+    number: int, # Of the line, from 1
+) -> str:
+    "The text of a line in UTF-8, without a byte-order mark. Raises `InputError`. [ours]"
+    try: return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as e: raise InputError(f"{path}:{number}: not UTF-8 text (byte {e.start} of the line); convert the file to UTF-8.") from None
+
+def json_object(
+    line: bytes, # One line
+    path: str | Path, # Of the file, for messages
+    number: int, # Of the line
+) -> dict[str, Any]:
+    "The JSON object of a line. Raises `InputError`. [ours]"
+    try: row = json.loads(decode_line(line, path, number))
+    except InputError: raise
+    except (ValueError, RecursionError) as e: raise InputError(f"{path}:{number}: not valid JSON ({getattr(e, 'msg', None) or ('nested too deeply' if isinstance(e, RecursionError) else str(e).splitlines()[0])}); expected one JSON object a line.") from None
+    if not isinstance(row, dict): raise InputError(f"{path}:{number}: found a JSON {type(row).__name__}, expected an object.")
+    return row
 
 def read_jsonl(
     path: str | Path, # A JSONL file, plain or ending in .gz
     required: Iterable[str] = (), # Keys that every object must have, with string values
 ) -> Iterator[tuple[int, dict[str, Any]]]: # (line number from 1, object); blank lines are skipped
     "Read a JSONL file line by line; a malformed line is refused with its number. [ours]"
-    required, rows = tuple(required), 0
-    with open_text(path) as f:
-        try:
-            for number, line in enumerate(f, 1):
-                if not line.strip(): continue
-                try: row = json.loads(line)
-                except (ValueError, RecursionError) as e: raise InputError(f"{path}:{number}: not valid JSON ({getattr(e, 'msg', 'nested too deeply')}); expected one JSON object a line.") from None
-                if not isinstance(row, dict): raise InputError(f"{path}:{number}: found a JSON {type(row).__name__}, expected an object.")
-                for key in required:
-                    if key not in row: raise InputError(f"{path}:{number}: key {key!r} is missing; found {', '.join(map(repr, row)) or 'no keys'}.")
-                    if not isinstance(row[key], str): raise InputError(f"{path}:{number}: {key!r} is {type(row[key]).__name__}, expected a string.")
-                rows += 1
-                yield number, row
-        except (gzip.BadGzipFile, EOFError, zlib.error) as e: raise InputError(f"{path}: damaged gzip data ({e}); fetch the file again.") from None
-        except UnicodeDecodeError as e: raise InputError(f"{path}: not UTF-8 text (byte {e.start} of a block); convert it to UTF-8.") from None
-    if not rows: raise InputError(f"{path}: holds no rows.")
+    required = tuple(required)
+    for number, line in read_lines(path):
+        row = json_object(line, path, number)
+        for key in required:
+            if key not in row: raise InputError(f"{path}:{number}: key {key!r} is missing; found {', '.join(map(repr, row)) or 'no keys'}.")
+            if not isinstance(row[key], str): raise InputError(f"{path}:{number}: {key!r} is {type(row[key]).__name__}, expected a string.")
+        yield number, row
 
 # %% ../nbs/00_collection.ipynb #15f663ef
 def _table(path: Path, use_title: bool, dropped: Counter, kind: str) -> dict[str, str]:

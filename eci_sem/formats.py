@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from .collection import Collection, InputError, atomic_path, unknown_name
-from .layouts import ADAPTERS, Reading, Texts, _decode, _found, _msmarco_ids, fields, is_header, json_object, labeled_pairs, layout_of, read_lines, read_qrels, read_run, read_texts, run_triples
+from .collection import Collection, InputError, atomic_path, decode_line, json_object, read_lines, unknown_name
+from .layouts import ADAPTERS, Reading, _msmarco_ids, fields, is_header, labeled_pairs, layout_of, read_qrels, read_run, read_texts, run_triples
 from .triples import COLUMNS, DEFAULT_SOURCE, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _batches, _complete, _json_values, _kind_of, _merge_dropped, _need_texts
 
 # %% ../nbs/01a_formats.ipynb #fa1472a2
@@ -130,7 +129,7 @@ def _peek(path: Path, ids: bool) -> _Found | None:
         return None
     texts = []
     for number, line in lines:
-        try: texts += [_decode(line, path, number).rstrip("\r\n")] * (len(line) < 1 << 20)
+        try: texts += [decode_line(line, path, number).rstrip("\r\n")] * (len(line) < 1 << 20)
         except InputError: continue # refused later, with its place
     if not texts: return None
     if _JUDGMENTS.match(texts[0]): raise _Unknown(f"{path}: these are judgments (query id, document id, grade), not triples; give them as qrels= with a TREC run.")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .collection import BEIR_URL, Collection, InputError, cache_dir, download_beir, load_beir, write_text
-from .download import Again, Patience, digest, fetch, patience_of_environment, persist, retry_after, safe_name
+from .download import Again, Patience, _then, digest, fetch, patience_of_environment, persist, retry_after, safe_name
 
 # %% ../nbs/00b_hub.ipynb #b0000004
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors") # what an encoder is read from; pickled weights and code stay on the hub
@@ -68,7 +68,7 @@ def list_files(
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
     patience, api, at = patience or patience_of_environment(), HfApi(endpoint=_endpoint()), f", revision {revision!r}," if revision else ""
-    then = f" {instead[0].upper()}{instead[1:]}." if instead else ""
+    then = _then(instead)
     if _offline(): raise HubAway(f"the {kind} {repo!r}{at} is not on this machine and the hub can't be reached (HF_HUB_OFFLINE is set). Unset it, or {instead or 'give a local folder'}.")
     def attempt() -> Any:
         try: return (api.model_info if kind == "model" else api.dataset_info)(repo, revision=revision, files_metadata=True, timeout=patience.timeout)

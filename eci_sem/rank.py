@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .bootstrap import BLOCKS, Resampled, compare_pairs, correct_draws, interval, letters, ranks, resample_counts, resampled_scores
-from .collection import Collection, InputError, unknown_name, write_text
+from .collection import Collection, InputError, plain_json, unknown_name, write_text
 from .score import ECIConfig, NetScore, Score, baselines, calibrate, eci_net, eci_score, factors, mean_vector, net_weights, residuals, weighted_residuals
 from .triples import GENERATED, Triples, pool_rows
 
@@ -37,13 +37,24 @@ def recommendation() -> dict[str, Any] | None: # score, usable, text, evidence, 
     path = Path(eci_sem.__file__).parent / "data/recommendation.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-def _plain(x: Any) -> Any:
-    # what json can hold: no numpy, and null for what is missing
-    if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple, np.ndarray)): return [_plain(v) for v in x]
-    if isinstance(x, np.generic): x = x.item()
-    if x is None or isinstance(x, float) and not np.isfinite(x) or type(x).__name__ == "NAType": return None
-    return x if isinstance(x, (str, bool, int, float)) else str(x)
+def _digits(lo: "pd.Series", hi: "pd.Series") -> int:
+    "Decimals that the narrowest interval is worth."
+    half = (hi - lo).to_numpy() / 2
+    return int(np.clip(1 - np.floor(np.log10(half[half > 0].min())), 2, 8)) if (half > 0).any() else 4
+
+def _table_text(head: list[str], rows: list[list[str] | None]) -> list[str]: # None is a rule
+    width = [max(len(r[i]) for r in [head, *filter(None, rows)]) for i in range(len(head))]
+    text = lambda r: "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, width))).rstrip()
+    rule = "-" * (sum(width) + 2 * len(width) - 2)
+    return [text(head), rule, *(rule if r is None else text(r) for r in rows)]
+
+def _table_html(head: list[str], rows: list[list[str] | None]) -> str:
+    from html import escape
+    body, rule = "", ""
+    for r in rows:
+        if r is None: rule = ' style="border-top: 1px solid"'; continue
+        body += f"<tr{rule}>" + "".join(f'<td style="text-align: {"left" if i == 0 else "right"}">{escape(c)}</td>' for i, c in enumerate(r)) + "</tr>"; rule = ""
+    return "<table><thead><tr>" + "".join(f"<th>{escape(h)}</th>" for h in head) + f"</tr></thead><tbody>{body}</tbody></table>"
 
 @dataclass(eq=False, repr=False)
 class Ranking:
@@ -83,10 +94,7 @@ class Ranking:
         t, biased = self.table, self.provenance["gain"] > 1
     
         sections = [t[t["kind"] == k] for k in _KINDS if (t["kind"] == k).any()]
-        def digits(x: str) -> int:
-            half = (t[x + "hi"] - t[x + "lo"]).to_numpy() / 2
-            return int(np.clip(1 - np.floor(np.log10(half[half > 0].min())), 2, 8)) if (half > 0).any() else 4
-        places = {x: digits(x) for x in (METRICS[m][0] for m in self.metrics)}
+        places = {x: _digits(t[x + "lo"], t[x + "hi"]) for x in (METRICS[m][0] for m in self.metrics)}
         level = f"[{100 * (1 - self.provenance['alpha']):g}%]"
         head = ["source"]
         for m in self.metrics: head += [f"{METRICS[m][1]} {level}", *(["bias"] if biased else []), "rank", "ties", "of parts", *(["1e-6/d", "1-score/tr"] if m == "eci_sem" else [])]
@@ -110,24 +118,11 @@ class Ranking:
         return f"{' and '.join(METRICS[m][1] for m in self.metrics)}, {p['encoder']['name']} ({p['encoder']['dim']} d): {p['queries']:,} queries, {p['resamples']:,} resamples"
 
     def __repr__(self) -> str:
-        lines = [self._title()]
-        for head, rows in self._tables():
-            width = [max(len(r[i]) for r in [head, *filter(None, rows)]) for i in range(len(head))]
-            text = lambda r: "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, width))).rstrip()
-            rule = "-" * (sum(width) + 2 * len(width) - 2)
-            lines += ["", text(head), rule, *(rule if r is None else text(r) for r in rows)]
-        return "\n".join([*lines, "", *self.notes])
+        return "\n".join([self._title(), *(line for table in self._tables() for line in ("", *_table_text(*table))), "", *self.notes])
 
     def _repr_html_(self) -> str:
         from html import escape
-        parts = [f"<p>{escape(self._title())}</p>"]
-        for head, rows in self._tables():
-            body, rule = "", ""
-            for r in rows:
-                if r is None: rule = ' style="border-top: 1px solid"'; continue
-                body += f"<tr{rule}>" + "".join(f'<td style="text-align: {"left" if i == 0 else "right"}">{escape(c)}</td>' for i, c in enumerate(r)) + "</tr>"; rule = ""
-            parts.append("<table><thead><tr>" + "".join(f"<th>{escape(h)}</th>" for h in head) + f"</tr></thead><tbody>{body}</tbody></table>")
-        return "".join(parts) + "".join(f"<p>{escape(n)}</p>" for n in self.notes)
+        return f"<p>{escape(self._title())}</p>" + "".join(_table_html(*table) for table in self._tables()) + "".join(f"<p>{escape(n)}</p>" for n in self.notes)
 
     def to_latex(self,
         caption: str | None = None, # Put under the table; None: what was ranked, and the notes
@@ -146,7 +141,7 @@ class Ranking:
     ) -> str: # JSON: table, pairs, dropped, lengths, notes, provenance; null where a value is missing
         "The ranking without its draws, triples and spectra, as JSON. [ours]"
         records = lambda f: f.to_dict("records")
-        text = json.dumps(_plain(dict(table=records(self.table.reset_index()), pairs=records(self.pairs), dropped=records(self.dropped), lengths=records(self.lengths.reset_index()), notes=self.notes, provenance=self.provenance)), indent=1, ensure_ascii=False)
+        text = json.dumps(plain_json(dict(table=records(self.table.reset_index()), pairs=records(self.pairs), dropped=records(self.dropped), lengths=records(self.lengths.reset_index()), notes=self.notes, provenance=self.provenance)), indent=1, ensure_ascii=False)
         if path is not None: write_text(path, text + "\n")
         return text
 

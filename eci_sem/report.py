@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .collection import InputError, write_text
-from .results import answer, file_sha256, read_manifest
+from .download import digest
+from .results import answer, read_manifest
 from .verdicts import CLAIMS, NOTEBOOKS, verdict_table
 
 # %% ../nbs/10c_report.ipynb #b40ecced
@@ -55,7 +56,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 def _warnings(folder: Path, manifest: dict[str, Any]) -> tuple[str, ...]:
     def wrong(name: str, info: dict[str, Any]) -> str | None:
         if not (f := folder / name).is_file(): return f"{name} is in the manifest and not in the folder"
-        return None if f.stat().st_size == info["bytes"] and file_sha256(f) == info["sha256"] else f"{name} is not the file of the manifest: it was changed after the run"
+        return None if f.stat().st_size == info["bytes"] and digest(f, "sha256") == info["sha256"] else f"{name} is not the file of the manifest: it was changed after the run"
     return tuple(w for name, info in manifest["files"].items() if (w := wrong(name, info)))
 
 def read_run(

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .collection import InputError, write_text
+from .download import digest
 from .profiles import Cell, NotebookInfo, Parameter, Plan, find_root, inspect_notebook, package_hash, plan, profile_names, select_names
-from .results import KEPT, answer, collect, file_sha256, finished, read_manifest
+from .results import KEPT, answer, collect, finished, read_manifest
 from .tables import versions
 
 # %% ../nbs/10_runs.ipynb #fb73ecdd
@@ -127,7 +128,7 @@ class _Worker:
     def _manifest(self, cell: Cell, folder: Path, started: str, seconds: float, error: str) -> dict[str, Any]:
         try: result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         except (OSError, ValueError): result = None
-        files = {p.relative_to(folder).as_posix(): dict(sha256=file_sha256(p), bytes=p.stat().st_size) for p in sorted(folder.rglob("*")) if p.is_file()}
+        files = {p.relative_to(folder).as_posix(): dict(sha256=digest(p, "sha256"), bytes=p.stat().st_size) for p in sorted(folder.rglob("*")) if p.is_file()}
         return dict(cell=cell.name, profile=self.plan.profile, status="failed" if error else "ok", **({"error": error} if error else {}), key=cell.key, notebook=cell.notebook,
             parameters=cell.parameters, **({"needs": {k: [self.plan[n].folder for n in names] for k, names in cell.needs.items()}} if cell.needs else {}), seeds={k: v for k, v in cell.parameters.items() if "seed" in k}, notebook_sha256=cell.notebook_sha256, package_sha256=self.plan.package_sha256,
             versions=self.plan.versions, result=result, started=started, seconds=seconds, files=files)

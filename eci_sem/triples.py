@@ -252,6 +252,9 @@ def _unknown_ids(t: "Triples", collection: Collection, generated: np.ndarray) ->
         unknown |= stranger
     return unknown
 
+def _copies(sources: list[str]) -> np.ndarray: # a balanced pool holds a passage once for each part that found it, and its name says how many parts it has
+    return np.array([max(1, sum(map(bool, s.split("+")))) for s in sources], np.int64)
+
 def _check(t: "Triples", collection: Collection | None) -> CheckReport:
     query_ids, (query_id,) = t.distinct("query_id")
     queries, (query,) = t.distinct("query")
@@ -265,9 +268,7 @@ def _check(t: "Triples", collection: Collection | None) -> CheckReport:
     masks.append((positive == negative) | pc.equal(t.table.column("positive_id"), t.table.column("negative_id")).to_numpy())
     masks.append(form[positive] == form[negative])
     masks.append(_relevant_negatives(t, collection, query_ids, query_id, query_forms, query_form[query], forms, form[positive], form[negative]))
-    # a balanced pool holds a passage once for each part that found it, and its name says how many parts it has
-    copies = np.array([max(1, sum(map(bool, s.split("+")))) for s in sources], np.int64)
-    masks.append(_group_position(_merge_codes(query_id, query, positive, negative, source)) >= copies[source])
+    masks.append(_group_position(_merge_codes(query_id, query, positive, negative, source)) >= _copies(sources)[source])
     masks.append(_unknown_ids(t, collection, generated) if collection is not None else np.zeros(len(t), bool))
     left, found, counts, examples = np.ones(len(t), bool), {}, {}, {}
     for kind, mask in zip(CHECKS, masks):

@@ -167,12 +167,16 @@ def _written_with(header: dict[str, Any]) -> dict[str, Any]:
     "The part of a header that decides about the raw texts."
     return dict(format=header.get("format"), prompt_sha256=header.get("prompt_sha256"), **{f"model {k}": v for k, v in header.get("model", {}).items() if k == "sha256"}, **{k: v for k, v in header.get("config", {}).items() if k not in _FILTERS})
 
+def _place(header: dict[str, Any]) -> Path: return cache_dir() / "llm" / f"{sha256_text(json.dumps(_written_with(header), sort_keys=True))[:16]}.jsonl"
+
 def default_store(
     config: WriterConfig = WriterConfig(), # Prompt, sampling, filters
     model: str | Path = "smollm2", # "smollm2", or a local folder with safetensors
 ) -> Path: # A JSONL file in the cache folder, named by all that raw texts depend on
     "Where raw texts are kept when no place is given. Raises `InputError`. [ours]"
-    return cache_dir() / "llm" / f"{sha256_text(json.dumps(_written_with(writer_header(config, model)), sort_keys=True))[:16]}.jsonl"
+    return _place(writer_header(config, model))
+
+def _content(template: str, pair: Pair, config: WriterConfig) -> str: return template.format(query=pair.query, positive=" ".join(pair.positive.split()[:config.positive_words]))
 
 class _Writer:
     def __init__(self, model: str | Path, config: WriterConfig, device: str):
@@ -194,7 +198,7 @@ class _Writer:
 
     def prompt(self, pair: Pair) -> tuple[int, str]:
         "(tokens, text) of the prompt."
-        content = self.template.format(query=pair.query, positive=" ".join(pair.positive.split()[:self.config.positive_words]))
+        content = _content(self.template, pair, self.config)
         text = self.tokenizer.apply_chat_template([dict(role="user", content=content)], tokenize=False, add_generation_prompt=True)
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"]), text
 

@@ -419,8 +419,8 @@ def test_damaged_lines_are_refused(tmp_path, content, message):
 
 
 def test_a_line_without_an_end_is_not_held(tmp_path, monkeypatch):
-    import eci_sem.layouts
-    monkeypatch.setattr(eci_sem.layouts, "_LINE", 1 << 20)
+    import eci_sem.collection
+    monkeypatch.setattr(eci_sem.collection, "_LINE", 1 << 20)
     (tmp_path / "t.jsonl").write_bytes(b'{"query": "' + b"q" * (1 << 21))
     with pytest.raises(InputError, match="t.jsonl:1: the line is longer than 1 MB"): Triples.read(tmp_path / "t.jsonl")
 

@@ -19,7 +19,7 @@ from eci_sem import report
 from eci_sem.collection import InputError
 from eci_sem.figures import ranking_bars, save_figure, save_table
 from eci_sem.report import read_run, write_report
-from eci_sem.results import file_sha256
+from eci_sem.download import digest
 from eci_sem.verdicts import CLAIMS
 
 HOSTILE = "<script>alert(1)</script>"
@@ -30,7 +30,7 @@ def make_cell(base, name, notebook=None, key="0123456789abcdef", status="ok", st
     "A folder as the runner leaves it; the files are already in it, or none are."
     folder = base / f"{name}-{key[:12]}{'.failed' if status == 'failed' else ''}"
     folder.mkdir(parents=True, exist_ok=True)
-    files = {p.relative_to(folder).as_posix(): dict(sha256=file_sha256(p), bytes=p.stat().st_size) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "manifest.json"}
+    files = {p.relative_to(folder).as_posix(): dict(sha256=digest(p, "sha256"), bytes=p.stat().st_size) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "manifest.json"}
     m = dict(cell=name, profile="tiny", status=status, key=key, notebook=f"nbs/experiments/{notebook or name}.ipynb", parameters=dict(seed=3, out="x"), seeds=dict(seed=3), notebook_sha256="ab" * 32, package_sha256="cd" * 32,
         versions=dict(python="3.11.7", numpy="2.0"), result=None, started=started, seconds=1.5, files=files) | more
     (folder / "manifest.json").write_text(json.dumps(m))

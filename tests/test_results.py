@@ -12,7 +12,8 @@ from eci_sem import figures
 from eci_sem.cli import main
 from eci_sem.collection import InputError
 from eci_sem.figures import figure_versions, ranking_bars, save_figure, save_table
-from eci_sem.results import compare_tables, file_sha256, read_manifest, redraw
+from eci_sem.download import digest
+from eci_sem.results import compare_tables, read_manifest, redraw
 
 META = dict(parameters=dict(seed=0))
 
@@ -41,13 +42,13 @@ def test_the_same_bytes_from_the_table_alone(tmp_path):
 def test_another_style_is_drawn_and_written_down(tmp_path, monkeypatch):
     png, svg, csv, record = saved(tmp_path / "cell")
     names = [p.name for p in (png, svg, csv, record)]
-    entry = lambda: {n: dict(sha256=file_sha256(tmp_path / "cell" / n), bytes=(tmp_path / "cell" / n).stat().st_size) for n in names}
+    entry = lambda: {n: dict(sha256=digest(tmp_path / "cell" / n, "sha256"), bytes=(tmp_path / "cell" / n).stat().st_size) for n in names}
     (tmp_path / "cell/manifest.json").write_text(json.dumps(dict(cell="c", status="ok", key="k", files=entry())))
     old, table = json.loads(record.read_text()), csv.read_bytes()
     monkeypatch.setattr(figures, "DPI", 100)
     assert redraw(tmp_path) == [("cell/ranking", "changed", "drawn by another version of the figure's function")]
     new = json.loads(record.read_text())
-    assert new["sha256"]["ranking.png"] == file_sha256(png) != old["sha256"]["ranking.png"] and new["draw"] == old["draw"] and csv.read_bytes() == table
+    assert new["sha256"]["ranking.png"] == digest(png, "sha256") != old["sha256"]["ranking.png"] and new["draw"] == old["draw"] and csv.read_bytes() == table
     m = read_manifest(tmp_path / "cell")
     assert m["files"] == entry() and m["redrawn"] == ["ranking"] # so a finished cell stays finished
     record.write_text(json.dumps({**new, "versions": {**new["versions"], "matplotlib": "2.0"}})); png.unlink()
