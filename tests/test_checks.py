@@ -288,3 +288,14 @@ def test_four_times_the_rows_take_little_more_memory(tmp_path):
         tracemalloc.stop()
         assert report.rows == n and report.ok
     assert used[2_000] < used[500] + 60 * 1_500 + 2e5 and used[2_000] < table
+
+
+def test_a_pool_holds_a_passage_once_for_each_of_its_parts(tmp_path):
+    "By hand, across batches: twice in the pool of two is as it should be, the third is a duplicate; twice in a plain source is one too many."
+    row = lambda source: json.dumps(dict(query="q", positive="p", negative="n", source=source)) + "\n"
+    path = tmp_path / "pool.jsonl"
+    path.write_text(row("a+b") * 2 + row("a") + row("a+b") + row("a"))
+    for batch in (1, 2, 100):
+        report = check_file(path, batch=batch)
+        assert report.counts == {"duplicate row": {"a+b": 1, "a": 1}}
+        assert [t.column("source").tolist() for t in report.clean_batches() if len(t)] and sum(map(len, report.clean_batches())) == 3
