@@ -8,7 +8,7 @@ __all__ = ['split_difference', 'Explanation', 'explain', 'Examples', 'examples',
 # %% ../nbs/06d_explain.ipynb #32fcd4f4
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import factorial
+from math import factorial, floor
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -294,6 +294,9 @@ def _standing(ranking: Ranking, metric: str, power: float) -> tuple[str, list[st
     others = lambda names: _listed(names) if len(names) < 4 else f"the other {len(names)} candidates"
     if len(order) == 1: return f"{lead} is the only candidate: there is nothing to choose between.", order
     own = ranking.pairs[(ranking.pairs["metric"] == metric) & (ranking.pairs["family"] == "candidates")]
+    # the smallest p that so many draws can give is 2 / (draws + 1), and Holm's correction starts with all pairs
+    if (draws := len(ranking.draws[metric])) < (least := floor(2 * len(own) / p["alpha"])):
+        return f"{lead} is highest by {label}, but {draws:,} resamples are too few to tell any of {len(own)} pair{'s' * (len(own) > 1)} apart after the correction, however many queries there are: rank with at least {least:,} resamples.", order[:2]
     apart = {frozenset((a, b)): s for a, b, s in zip(own["a"], own["b"], own["significant"])}
     tied = [s for s in order[1:] if not apart[frozenset((lead, s))]]
     if not tied: return f"{lead} is highest by {label}, and significantly above {others(order[1:])} at n = {n:,} queries.", order[:2]

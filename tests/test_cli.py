@@ -302,7 +302,7 @@ def test_what_an_endpoint_wrote_and_what_it_cost_is_told(beir_folder, tmp_path, 
 
 def test_rank_explains_itself_and_reads_other_tools_files(triples_file, tmp_path, capsys):
     from eci_sem.triples import Triples
-    argv = ["--encoder", "glove", "--resamples", "50"]
+    argv = ["--encoder", "glove", "--resamples", "200"]
     assert main(["rank", str(triples_file), *argv, "--explain", "--examples", "1"]) == 0
     out = capsys.readouterr().out
     assert "at n = 12" in out and "residuality" in out and "highest weight" in out

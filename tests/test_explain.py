@@ -376,6 +376,20 @@ def test_some_above_the_control():
     assert "No candidate is significantly above the control random (all significantly below it): with" in advice(stub(dict(a=2.0, b=1.0), 1.0, control=3.0))
 
 
+def test_too_few_resamples_are_not_blamed_on_the_queries():
+    "With 3 pairs at 0.05 the smallest corrected p of B draws is 6 / (B + 1): under 0.05 from 120 draws on."
+    r = stub(dict(a=3.0, b=2.0, c=1.0), 0.01)
+    for draws in (20, 119):
+        r.draws = {"eci_sem": r.draws["eci_sem"].iloc[:draws]}
+        r.pairs = compare_pairs(["a", "b", "c"], [3.0, 2.0, 1.0], r.draws["eci_sem"][["a", "b", "c"]].to_numpy()).assign(metric="eci_sem", family="candidates")
+        assert not r.pairs["significant"].any()
+        assert advice(r).startswith(f"a is highest by ECI_sem, but {draws} resamples are too few to tell any of 3 pairs apart after the correction, however many queries there are: rank with at least 120 resamples.")
+        r = stub(dict(a=3.0, b=2.0, c=1.0), 0.01)
+    r.draws = {"eci_sem": r.draws["eci_sem"].iloc[:120]}
+    r.pairs = compare_pairs(["a", "b", "c"], [3.0, 2.0, 1.0], r.draws["eci_sem"][["a", "b", "c"]].to_numpy()).assign(metric="eci_sem", family="candidates")
+    assert r.pairs["significant"].all() and "too few" not in advice(r)
+
+
 def test_equal_scores_and_close_calls():
     same = stub(dict(a=1.0, b=1.0), 1.0)
     assert "can't be told apart by ECI_sem at n = 200; no number of queries would, since they score the same." in advice(same)
