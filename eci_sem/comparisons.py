@@ -111,7 +111,10 @@ def gain_by_margin(
                     # the least-squares line, to show the sign
                     slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
                     ax.plot(x, y.mean() + slope * (x - x.mean()), color=colour, lw=1.0, ls="--")
-            ax.set_title("\n".join(textwrap.wrap(dataset, 24 if columns > 1 else 56))); ax.legend(loc="best", handlelength=1)
+            ax.set_title("\n".join(textwrap.wrap(dataset, 24 if columns > 1 else 56)))
+            # room above the intervals for the legend, a line per target
+            low, high = ax.get_ylim(); ax.set_ylim(low, high + 0.13 * (high - low) * table[table["dataset"] == dataset]["target"].nunique())
+            ax.legend(loc="upper right", handlelength=1)
             _clean(ax, "both"); _few_ticks(ax, 5)
             for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter(lambda v, _: _minus(f"{round(v, 6):g}"))
         for ax in axes[:, 0]: ax.set_ylabel(label)
@@ -130,11 +133,13 @@ def agreement_heatmap(
     panels = "dataset" in getattr(table, "columns", ())
     table = _check("agreement_heatmap", table, ("target", "scorer", *(["dataset"] if panels else [])), ("value", "lo", "hi"), ("target", "scorer", *(["dataset"] if panels else [])), gaps=("value", "lo", "hi"))
     datasets = list(dict.fromkeys(table["dataset"])) if panels else [""]
-    targets, scorers = list(dict.fromkeys(table["target"])), list(dict.fromkeys(table["scorer"]))
+    parts = [table[table["dataset"] == d] if panels else table for d in datasets]
+    scorers, own = list(dict.fromkeys(table["scorer"])), [list(dict.fromkeys(p["target"])) for p in parts] # a panel has the targets that were trained there
     columns = min(2, len(datasets)); rows = math.ceil(len(datasets) / columns); colours = colormaps["PuOr"]
-    with _panels(rows, columns, SINGLE if columns == 1 else DOUBLE, rows * (0.75 + 0.42 * len(targets)) + 0.2, sharex=True, sharey=True) as (fig, axes):
-        for ax, dataset in zip(axes.flat, datasets):
-            for r in (table[table["dataset"] == dataset] if panels else table).itertuples():
+    tall = [max(map(len, own[columns * k:columns * (k + 1)])) for k in range(rows)]
+    with _panels(rows, columns, SINGLE if columns == 1 else DOUBLE, sum(0.75 + 0.42 * n for n in tall) + 0.2, gridspec_kw=dict(height_ratios=[0.8 + n for n in tall])) as (fig, axes):
+        for ax, dataset, part, targets in zip(axes.flat, datasets, parts, own):
+            for r in part.itertuples():
                 x, y = scorers.index(r.scorer), targets.index(r.target)
                 shade = colours(0.5 + 0.5 * r.value) if r.value == r.value else (1, 1, 1, 1)
                 ax.add_patch(_rectangle(x, y, shade, "#000000" if r.target == r.scorer else "#FFFFFF", 1.6 if r.target == r.scorer else 0.8))

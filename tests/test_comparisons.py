@@ -46,3 +46,20 @@ def test_in_family_cells_are_framed_and_values_printed():
     ax = cp.agreement_heatmap(CELLS).axes[0]
     framed = [p for p in ax.patches if p.get_edgecolor()[:3] == (0, 0, 0)]
     assert len(framed) == 2 and {t.get_text().split("\n")[0] for t in ax.texts} == {"0.70", "\u22120.10", "0.20", "0.60"}
+
+
+def test_each_panel_names_its_scorers_and_only_its_own_targets():
+    rows = [dict(dataset=d, target=t, scorer=s, value=0.1, lo=0.0, hi=0.2) for d, targets in (("one", "ab"), ("two", "a"), ("three", "b")) for t in targets for s in "ab"]
+    fig = cp.agreement_heatmap(pd.DataFrame(rows))
+    shown = [ax for ax in fig.axes if ax.get_visible()]
+    assert [[t.get_text() for t in ax.get_yticklabels()] for ax in shown] == [["a", "b"], ["a"], ["b"]]
+    assert all([t.get_text() for t in ax.get_xticklabels() if t.get_visible()] == ["a", "b"] and ax.xaxis.get_tick_params()["labelbottom"] for ax in shown)
+
+
+def test_the_legend_of_gains_stands_above_the_intervals():
+    rows = [dict(target=t, dataset="d", source=f"s{k}", kind="source", margin=k / 10, gain=k / 100, gain_lo=k / 100 - 0.1, gain_hi=k / 100 + 0.1) for t in "ab" for k in range(8)]
+    fig = cp.gain_by_margin(pd.DataFrame(rows))
+    fig.draw_without_rendering()
+    ax = fig.axes[0]
+    bottom = ax.transData.inverted().transform(ax.get_legend().get_window_extent().get_points())[0, 1]
+    assert bottom > max(r["gain_hi"] for r in rows)
