@@ -1,5 +1,6 @@
 """Shared by all tests: a cache of their own, no network, and where the public test collections are."""
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ["ECI_SEM_CACHE"] = os.environ.get("ECI_SEM_TEST_CACHE") or tempfile.mkdtemp(prefix="eci_sem-tests-")
+
+# a shell that starts the tests in the background has them, and all they start, ignore Ctrl-C, which some of them are about
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
