@@ -139,7 +139,10 @@ class FileReport:
         found = {k: getattr(self, k) for k in ("format", "rows", "errors", "problem", "bad_lines", "sources", "counts", "lengths", "encoder", "margins", "worst", "examples", "dropped")}
         return json.dumps({"file": str(self.path), **found, "lines": [dict(line=n, reason=why) for n, why in self.lines]}, ensure_ascii=False, indent=1)
 
-    def _open(self, rejected: Callable[[int, str, bytes], None]) -> Iterator[Triples]: return scan_triples(self.path, batch=self.batch, rejected=rejected, **self.options)
+    def _open(self, rejected: Callable[[int, str, bytes], None], what: str) -> Iterator[Triples]:
+        from tqdm.auto import tqdm
+        with tqdm(total=self.rows or None, desc=f"{self.path.name}: {what}", unit="row", unit_scale=True, disable=None, leave=False) as bar: # the first walk finds out how many there are
+            for t in scan_triples(self.path, batch=self.batch, rejected=rejected, **self.options): yield t; bar.update(len(t))
     def _first_walk(self) -> None:
         def rejected(number, why, line):
             self.bad_lines += 1
@@ -149,7 +152,7 @@ class FileReport:
         try:
             self.format = _recognise(self.path, any(self.options.get(k) is not None for k in ("corpus", "queries"))).format
             if {self.format, self.options.get("format")} == {"tsv", "qidpidtriples"}: self.format = self.options["format"]
-            for t in self._open(rejected):
+            for t in self._open(rejected, "reading"):
                 keys, (names, (source,)) = _Keys(t), t.distinct("source")
                 rows.append(keys.row); known.add(keys.known); known_ids.add(keys.known_id)
                 counted = {c: (np.fromiter((len(x.split()) for x in texts), np.int64, len(texts))[code]) for c in TEXT_COLUMNS for texts, (code,) in [t.distinct(c)]}
@@ -174,7 +177,7 @@ class FileReport:
         "Walk over the file, each row judged. [ours]"
         if self.problem: raise InputError(self.problem)
         seen, first = np.zeros(len(self._repeated), np.int64), 0
-        for t in self._open(rejected):
+        for t in self._open(rejected, "checking"):
             kind, keys = np.full(len(t), len(CHECKS)), _Keys(t)
             for name, rows in t.check(self.collection).found.items(): kind[rows] = CHECKS.index(name)
             known = _isin(keys.asked, self._known) | _isin(keys.asked_id, self._known_ids)

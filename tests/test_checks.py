@@ -299,3 +299,15 @@ def test_a_pool_holds_a_passage_once_for_each_of_its_parts(tmp_path):
         report = check_file(path, batch=batch)
         assert report.counts == {"duplicate row": {"a+b": 1, "a": 1}}
         assert [t.column("source").tolist() for t in report.clean_batches() if len(t)] and sum(map(len, report.clean_batches())) == 3
+
+
+def test_a_bar_in_a_terminal_and_quiet_elsewhere(tmp_path, capsys, monkeypatch):
+    import sys
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(dict(query=f"q{i}", positive="p", negative=f"n{i}")) + "\n" for i in range(40)))
+    check_file(path)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    check_file(path, batch=10)
+    err = capsys.readouterr().err
+    assert "t.jsonl: reading" in err and "t.jsonl: checking" in err and "/40.0" in err

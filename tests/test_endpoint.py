@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 pytest.importorskip("openai")
 
 import eci_sem.endpoint as endpoint
+import eci_sem.writer as writer
 from eci_sem.collection import Collection, InputError, Pair, sha256_text
 from eci_sem.endpoint import EndpointConfig, ask_negatives, endpoint_header, endpoint_store
 from eci_sem.sources import describe_source, mine, mine_llm
@@ -429,7 +430,7 @@ def test_mine_llm_through_an_endpoint(server, store, monkeypatch):
 
 
 def test_two_per_query_and_the_default_store(server, monkeypatch, tmp_path):
-    monkeypatch.setattr(endpoint, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(writer, "cache_dir", lambda: tmp_path)
     c, pairs = pets()
     t = mine_llm(c, pairs, endpoint=MODEL, num_negatives=2)
     assert t.column("rank").tolist() == [1, 2] * 3 and len(server.requests) == 6
