@@ -1,0 +1,55 @@
+"""Every benchmark after the other: python benchmarks/run.py [--only NAME ...] [--results FILE]
+
+Each script measures its claims against a named baseline in its own run, and fails loudly when its result is not the baseline's.
+What they measured goes to benchmarks/results.json, whole or not at all, with the machine and the versions; the guide
+nbs/guides/performance.ipynb shows it. The exit status is 1 if a claim failed, 2 if a script did not run to its end.
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# name -> (script, arguments); in all under 20 minutes on 2 cores. stream.py at its own default (10 million rows) takes 8 minutes more.
+SCRIPTS = {
+    "startup": ("startup.py", []), "score": ("score.py", []), "miners": ("miners.py", ["--margin", "none", "0"]),
+    "stream": ("stream.py", ["--rows", "1000000", "--megabytes", "200"]),
+}
+PACKAGES = ("numpy", "scipy", "torch", "transformers", "sentence-transformers", "pyarrow", "lmdb", "bm25s")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SCRIPTS, metavar="NAME", help=f"some of them: {', '.join(SCRIPTS)}; the others' results stay as they are")
+    parser.add_argument("--results", type=Path, default=HERE / "results.json", help="where the measurements go (default: beside this script)")
+    args = parser.parse_args()
+    from eci_sem.collection import write_text
+    from score import machine
+    known = json.loads(args.results.read_text(encoding="utf-8"))["scripts"] if args.only and args.results.is_file() else {}
+    about, found, broken = machine(), {}, []
+    for name in args.only or SCRIPTS:
+        script, options = SCRIPTS[name]
+        print(f"\n{script} {' '.join(options)}".rstrip(), flush=True)
+        with tempfile.TemporaryDirectory() as tmp:
+            result, start, load = Path(tmp, "result.json"), time.perf_counter(), os.getloadavg()[0]
+            done = subprocess.run([sys.executable, str(HERE / script), *options, "--json", str(result)], cwd=HERE)
+            seconds = time.perf_counter() - start
+            # a script that found a claim broken has written what it measured; one that stopped in between has not
+            if not result.is_file(): broken.append(name); print(f"{script} ended with status {done.returncode} and no result", file=sys.stderr); continue
+            report = json.loads(result.read_text(encoding="utf-8"))
+        found[name] = dict(script=script, options=options, seconds=round(seconds, 1), load=round(load, 1), machine=about, claims=report["claims"], **{k: v for k, v in report.items() if k not in ("machine", "claims")})
+    versions = {p: version(p) for p in PACKAGES}
+    scripts = {name: (dict(found[name], versions=versions) if name in found else known[name]) for name in SCRIPTS if name in found or name in known}
+    if found: write_text(args.results, json.dumps(dict(scripts=scripts), indent=1, ensure_ascii=False) + "\n")
+    claims = [c for x in found.values() for c in x["claims"]]
+    failed = [c["name"] for c in claims if c["passed"] is False]
+    print(f"\n{sum(c['passed'] is True for c in claims)} claims hold, {len(failed)} failed, {sum(c['passed'] is None for c in claims)} do not apply to this machine; {sum(x['seconds'] for x in found.values()):.0f} s" + (f"; failed: {'; '.join(failed)}" if failed else ""))
+    return 2 if broken else int(bool(failed))
+
+
+if __name__ == "__main__": sys.exit(main())
