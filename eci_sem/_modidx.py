@@ -820,6 +820,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'eci_sem.sources._check_request': ('sources.html#_check_request', 'eci_sem/sources.py'),
                                  'eci_sem.sources._defaults': ('sources.html#_defaults', 'eci_sem/sources.py'),
                                  'eci_sem.sources._descending': ('sources.html#_descending', 'eci_sem/sources.py'),
+                                 'eci_sem.sources._digests': ('sources.html#_digests', 'eci_sem/sources.py'),
                                  'eci_sem.sources._inner': ('sources.html#_inner', 'eci_sem/sources.py'),
                                  'eci_sem.sources._longest': ('sources.html#_longest', 'eci_sem/sources.py'),
                                  'eci_sem.sources._permutation': ('sources.html#_permutation', 'eci_sem/sources.py'),

@@ -7,8 +7,10 @@ __all__ = ['TOKEN_PATTERN', 'STOPWORDS', 'SOURCES', 'mine_bm25', 'mine_dense', '
            'describe_source']
 
 # %% ../nbs/03_sources.ipynb #17df1126
+import hashlib
 import inspect
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -48,24 +50,30 @@ def _check_request(name: str, collection: Collection, pairs: Iterable[Pair], num
     _whole("num_negatives", num_negatives, 1); _whole("skip_top", skip_top, 0)
     return _check_pairs(pairs)
 
+def _digests(texts: Iterable[str], count: int) -> np.ndarray:
+    "16 bytes for each text in normalised form: the forms themselves would take as much memory as the corpus."
+    return np.fromiter((hashlib.blake2b(normalise(t).encode("utf-8", "surrogatepass"), digest_size=16).digest() for t in texts), "S16", count)
+
 class _Plan:
     "Passages in the order of their ids, the pairs, and what must not be returned for each."
     def __init__(self, name: str, collection: Collection, pairs: Iterable[Pair], num_negatives: int, skip_top: int = 0):
         self.pairs = _check_request(name, collection, pairs, num_negatives, skip_top)
         self.name, self.dropped, self.num_negatives, self.skip_top = name, Counter(), num_negatives, skip_top
         self.all_ids = sorted(i for i, text in collection.corpus.items() if text.strip())
-        first: dict[str, int] = {}; row: dict[str, int] = {}
-        self.ids: list[str] = []; self.places: list[int] = [] # the distinct passages, and where they stand among all
-        for place, i in enumerate(self.all_ids):
-            row[i] = first.setdefault(normalise(collection.corpus[i]), len(self.ids))
-            if row[i] == len(self.ids): self.ids.append(i); self.places.append(place)
+        # the distinct passages, where they stand among all, and which of them each of all repeats
+        forms, first, of = np.unique(_digests((collection.corpus[i] for i in self.all_ids), len(self.all_ids)), return_index=True, return_inverse=True)
+        number = np.argsort(np.argsort(first)) # forms in the order of their first ids
+        row, self.places = number[of], np.sort(first)
+        self.ids = self.all_ids if len(first) == len(self.all_ids) else [self.all_ids[k] for k in self.places]
         if same := len(self.all_ids) - len(self.ids): self.dropped["corpus passages that repeat another's text"] = same
         if empty := len(collection.corpus) - len(self.all_ids): self.dropped["corpus passages without text"] = empty
         self.texts = [collection.corpus[i] for i in self.ids]
         self.excluded: list[dict[int, str]] = []
-        for p in self.pairs:
-            copy = first.get(normalise(p.positive))
-            self.excluded.append(({} if copy is None else {copy: _COPY}) | {row[d]: _RELEVANT for d in (*p.relevant, p.positive_id) if d in row})
+        own = _digests((p.positive for p in self.pairs), len(self.pairs))
+        def place(d: str) -> int: return k if (k := bisect_left(self.all_ids, d)) < len(self.all_ids) and self.all_ids[k] == d else -1
+        for p, form, at in zip(self.pairs, own, np.searchsorted(forms, own).tolist()):
+            copy = {int(number[at]): _COPY} if at < len(forms) and forms[at] == form else {}
+            self.excluded.append(copy | {int(row[k]): _RELEVANT for d in (*p.relevant, p.positive_id) if (k := place(d)) >= 0})
         free = max(len(self.ids) - len(e) for e in self.excluded)
         if free < num_negatives + skip_top:
             raise InputError(f"collection {collection.name!r} is too small: of its {len(self.ids):,} distinct passages {free:,} are not relevant, and skip_top + num_negatives asks for {skip_top + num_negatives:,}. Lower them, or mine from a larger corpus.")
@@ -261,8 +269,13 @@ class _Scan:
     def _merge(self, at: int, s: np.ndarray, passages: np.ndarray, start: int, e: float) -> None:
         depth, part = self.score.shape[1], slice(at, at + len(s))
         floor = self.score[part, -1] - e # what can't beat the best so far needs no second look
-        if s.shape[1] > depth: floor = np.maximum(floor, np.partition(s, -depth, axis=1)[:, -depth].astype(np.float64) - 2 * e)
-        i, k = np.nonzero((s >= floor[:, None]) & (s > -np.inf))
+        def reach(floor: np.ndarray) -> np.ndarray: return s >= np.nextafter(floor.astype(np.float32), np.float32(-np.inf))[:, None] # a float32 not above it
+        able = reach(floor)
+        if s.shape[1] > depth and np.count_nonzero(able) > 4 * depth * len(s): # few blocks but the first: selecting costs more than the product
+            able = reach(np.maximum(floor, np.partition(s, -depth, axis=1)[:, -depth].astype(np.float64) - 2 * e))
+        i, k = np.divmod(np.flatnonzero(able), s.shape[1])
+        there = s[i, k] > -np.inf
+        i, k = i[there], k[there]
         query = np.concatenate([np.repeat(np.arange(len(s)), depth), i])
         score = np.concatenate([self.score[part].ravel(), _inner(self.queries[part], i, passages, k)])
         row = np.concatenate([self.row[part].ravel(), k + start])
