@@ -122,7 +122,7 @@ class E:
     name = "e"
     def encode_passages(self, texts): return np.random.default_rng(0).standard_normal((len(texts), 1024), dtype=np.float32)
     encode_queries = encode_passages
-corpus = {f"d{i:06d}": f"Passage {i} " + "words that take room " * 285 for i in range(8000)}
+corpus = {f"d{i:06d}": f"Passage {i} " + (600 * "w" + " ") * 10 for i in range(8000)}
 c = Collection("toy", corpus, {"q": "query"}, {"test": {"q": {"d000000": 1}}})
 mine_dense(Collection("few", {k: corpus[k] for k in list(corpus)[:50]}, {"q": "query"}, {"test": {"q": {"d000000": 1}}}), c.pairs("test"), E())
 pairs = c.pairs("test")
