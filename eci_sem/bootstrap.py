@@ -117,15 +117,22 @@ class _Packed:
 
     def exact(self, term: int, counts: np.ndarray) -> np.ndarray:
         "The same as for rows: log det A + log det(I + E)."
+        from scipy.linalg.lapack import dtpttr
         (base, P), u = self._of(term), self.gain * (counts / (counts @ self.size)[:, None] - 1 / self.size.sum())
-        batch = int(np.clip(8e6 // self.dim**2, 1, 256)) # 64 MB a worker
-        def score(start: int) -> np.ndarray:
-            packed = u[start:start + batch] @ P
-            A = np.zeros((len(packed), self.dim, self.dim))
-            A[:, self.upper[1], self.upper[0]] = packed # numpy reads the lower triangle
-            A[:, range(self.dim), range(self.dim)] += 1
-            return 2 * np.log(np.linalg.cholesky(A).diagonal(axis1=1, axis2=2)).sum(1)
-        with _workers() as pool: return base + np.concatenate(list(pool.map(score, range(0, len(u), batch))))
+        # many resamples read the packed matrices once; columns in slices of one size, so that the number of cores changes no bit
+        batch, columns, few = int(np.clip(3.2e7 // P.shape[1], 1, 256)), 8192, max(1, 2**18 // self.dim**2) # 256 MB at most
+        packed, values = np.empty((min(batch, len(u)), P.shape[1])), np.empty(len(u))
+        def score(row: np.ndarray) -> float:
+            A = dtpttr(self.dim, row, uplo="L")[0].T
+            A.flat[::self.dim + 1] += 1
+            return _log_det(A)
+        with _workers() as pool:
+            for start in range(0, len(u), batch):
+                part = u[start:start + batch]
+                out = packed[:len(part)]
+                list(pool.map(lambda i: np.matmul(part, P[:, i:i + columns], out=out[:, i:i + columns]), range(0, P.shape[1], columns)))
+                values[start:start + batch] = [x for xs in pool.map(lambda i: [score(row) for row in out[i:i + few]], range(0, len(out), few)) for x in xs]
+        return base + values
 
 def resampled_scores(
     rows: np.ndarray | Sequence[np.ndarray] | Callable[[np.ndarray], Sequence[np.ndarray]], # Rows sqrt(w) r, (N, d), one array a term; or a function that gives them for row numbers

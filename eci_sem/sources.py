@@ -7,8 +7,10 @@ __all__ = ['TOKEN_PATTERN', 'STOPWORDS', 'SOURCES', 'mine_bm25', 'mine_dense', '
            'describe_source']
 
 # %% ../nbs/03_sources.ipynb #17df1126
+import hashlib
 import inspect
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -20,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm.auto import tqdm
 
+from .bm25 import bm25_index, check_index
 from .collection import Collection, InputError, Pair, normalise, sha256_text, unknown_name
 from .triples import COLUMNS, GENERATED, SCHEMA, Triples, text_id
 from .writer import WriterConfig, _check_pairs, _number, _whole, default_store, pair_key, prompt_text, shipped_negatives, write_negatives
@@ -48,24 +51,30 @@ def _check_request(name: str, collection: Collection, pairs: Iterable[Pair], num
     _whole("num_negatives", num_negatives, 1); _whole("skip_top", skip_top, 0)
     return _check_pairs(pairs)
 
+def _digests(texts: Iterable[str], count: int) -> np.ndarray:
+    "16 bytes for each text in normalised form: the forms themselves would take as much memory as the corpus."
+    return np.fromiter((hashlib.blake2b(normalise(t).encode("utf-8", "surrogatepass"), digest_size=16).digest() for t in texts), "S16", count)
+
 class _Plan:
     "Passages in the order of their ids, the pairs, and what must not be returned for each."
     def __init__(self, name: str, collection: Collection, pairs: Iterable[Pair], num_negatives: int, skip_top: int = 0):
         self.pairs = _check_request(name, collection, pairs, num_negatives, skip_top)
         self.name, self.dropped, self.num_negatives, self.skip_top = name, Counter(), num_negatives, skip_top
         self.all_ids = sorted(i for i, text in collection.corpus.items() if text.strip())
-        first: dict[str, int] = {}; row: dict[str, int] = {}
-        self.ids: list[str] = []; self.places: list[int] = [] # the distinct passages, and where they stand among all
-        for place, i in enumerate(self.all_ids):
-            row[i] = first.setdefault(normalise(collection.corpus[i]), len(self.ids))
-            if row[i] == len(self.ids): self.ids.append(i); self.places.append(place)
+        # the distinct passages, where they stand among all, and which of them each of all repeats
+        forms, first, of = np.unique(_digests((collection.corpus[i] for i in self.all_ids), len(self.all_ids)), return_index=True, return_inverse=True)
+        number = np.argsort(np.argsort(first)) # forms in the order of their first ids
+        row, self.places = number[of], np.sort(first)
+        self.ids = self.all_ids if len(first) == len(self.all_ids) else [self.all_ids[k] for k in self.places]
         if same := len(self.all_ids) - len(self.ids): self.dropped["corpus passages that repeat another's text"] = same
         if empty := len(collection.corpus) - len(self.all_ids): self.dropped["corpus passages without text"] = empty
         self.texts = [collection.corpus[i] for i in self.ids]
         self.excluded: list[dict[int, str]] = []
-        for p in self.pairs:
-            copy = first.get(normalise(p.positive))
-            self.excluded.append(({} if copy is None else {copy: _COPY}) | {row[d]: _RELEVANT for d in (*p.relevant, p.positive_id) if d in row})
+        own = _digests((p.positive for p in self.pairs), len(self.pairs))
+        def place(d: str) -> int: return k if (k := bisect_left(self.all_ids, d)) < len(self.all_ids) and self.all_ids[k] == d else -1
+        for p, form, at in zip(self.pairs, own, np.searchsorted(forms, own).tolist()):
+            copy = {int(number[at]): _COPY} if at < len(forms) and forms[at] == form else {}
+            self.excluded.append(copy | {int(row[k]): _RELEVANT for d in (*p.relevant, p.positive_id) if (k := place(d)) >= 0})
         free = max(len(self.ids) - len(e) for e in self.excluded)
         if free < num_negatives + skip_top:
             raise InputError(f"collection {collection.name!r} is too small: of its {len(self.ids):,} distinct passages {free:,} are not relevant, and skip_top + num_negatives asks for {skip_top + num_negatives:,}. Lower them, or mine from a larger corpus.")
@@ -161,18 +170,18 @@ def _take(plan: _Plan, hits: Callable[[Pair], Iterator[tuple[int, float | None]]
 TOKEN_PATTERN = r"(?u)\b\w\w+\b"
 STOPWORDS = ("en", "en_plus", "de", "nl", "fr", "es", "pt", "it", "ru", "sv", "no", "zh", "tr", "ko", "da") # the lists that bm25s carries
 
-def _bm25(name: str, texts: list[str], k1: float, b: float, stemmer: str | None, stopwords: str | Sequence[str] | None) -> Callable[[str], np.ndarray | None]:
+def _bm25(name: str, texts: list[str], k1: float, b: float, stemmer: str | None, stopwords: str | Sequence[str] | None, index: str | Path | bool | None = None) -> Callable[[str], np.ndarray | None]:
     import bm25s
     import Stemmer
+    from importlib.metadata import version
+    from unicodedata import unidata_version
     stem = None if stemmer is None else Stemmer.Stemmer(stemmer)
     def words(texts): return bm25s.tokenize(texts, lower=True, token_pattern=TOKEN_PATTERN, stopwords=stopwords if stopwords is None or isinstance(stopwords, str) else list(stopwords), stemmer=stem, return_ids=False, show_progress=False)
-    corpus = words(texts)
-    if not any(corpus): raise InputError(f"collection {name!r}: no passage holds a word that BM25 can index (two characters or more, no stop word); check stopwords.")
-    index = bm25s.BM25(k1=k1, b=b, method="lucene", dtype="float64", backend="numpy")
-    index.index(corpus, show_progress=False)
+    settings = dict(k1=float(k1), b=float(b), stemmer=stemmer, stopwords=stopwords if stopwords is None or isinstance(stopwords, str) else sorted(set(stopwords)), token_pattern=TOKEN_PATTERN, versions=dict({p: version(p) for p in ("bm25s", "PyStemmer")}, unicode=unidata_version))
+    made = bm25_index(texts, words, settings, index, name)
     def scores(query: str) -> np.ndarray | None:
         found = words([query])[0]
-        return index.get_scores(found) if found else None
+        return made.get_scores(found) if found else None
     return scores
 
 def _descending(scores: np.ndarray) -> Iterator[tuple[int, float]]:
@@ -184,9 +193,9 @@ def _descending(scores: np.ndarray) -> Iterator[tuple[int, float]]:
         for k in top[np.argsort(-scores[top], kind="stable")][given:].tolist(): yield k, float(scores[k])
         given, size = len(top), size * 8
 
-def _bm25_hits(plan: _Plan, collection: Collection, k1: float, b: float, stemmer: str | None, stopwords: str | Sequence[str] | None) -> Callable[[Pair], Iterator[tuple[int, float]]]:
+def _bm25_hits(plan: _Plan, collection: Collection, k1: float, b: float, stemmer: str | None, stopwords: str | Sequence[str] | None, index: str | Path | bool | None = None) -> Callable[[Pair], Iterator[tuple[int, float]]]:
     # the statistics are those of the whole corpus; the hits are its distinct passages
-    scores, places = _bm25(collection.name, [collection.corpus[i] for i in plan.all_ids], k1, b, stemmer, stopwords), np.array(plan.places)
+    scores, places = _bm25(collection.name, [collection.corpus[i] for i in plan.all_ids], k1, b, stemmer, stopwords, index), np.array(plan.places)
     def hits(pair: Pair) -> Iterator[tuple[int, float]]:
         found = scores(pair.query)
         if found is None: plan.dropped["query without a word that BM25 indexes"] += 1
@@ -215,11 +224,12 @@ def mine_bm25(
     min_margin: float | None = None, # Keep n only if q.p - q.n is at least this under `margin_encoder`
     margin_encoder: Any = None, # Encoder that measures the margin; given together with `min_margin`
     name: str = "bm25", # The source's name in tables
+    index: str | Path | bool | None = None, # Where the index is kept: a folder; True: the cache folder; False: nowhere; None: the cache folder, from 20,000 passages on; changes no result
 ) -> Triples: # rank: place among the hits that are not relevant, from 1; score: BM25
     "Negatives that share informative words with the query; ties go by the id. Raises `InputError`. [name paper, form ours]"
-    _check_bm25(k1, b, stemmer, stopwords); _check_margin(min_margin, margin_encoder)
+    _check_bm25(k1, b, stemmer, stopwords); _check_margin(min_margin, margin_encoder); check_index(index)
     plan = _Plan(name, collection, pairs, num_negatives, skip_top)
-    return _take(plan, _bm25_hits(plan, collection, k1, b, stemmer, stopwords), min_margin, margin_encoder)
+    return _take(plan, _bm25_hits(plan, collection, k1, b, stemmer, stopwords, index), min_margin, margin_encoder)
 
 # %% ../nbs/03_sources.ipynb #ee1f2fae
 _SCAN = 256 # queries scored against a block of passages at a time
@@ -261,8 +271,13 @@ class _Scan:
     def _merge(self, at: int, s: np.ndarray, passages: np.ndarray, start: int, e: float) -> None:
         depth, part = self.score.shape[1], slice(at, at + len(s))
         floor = self.score[part, -1] - e # what can't beat the best so far needs no second look
-        if s.shape[1] > depth: floor = np.maximum(floor, np.partition(s, -depth, axis=1)[:, -depth].astype(np.float64) - 2 * e)
-        i, k = np.nonzero((s >= floor[:, None]) & (s > -np.inf))
+        def reach(floor: np.ndarray) -> np.ndarray: return s >= np.nextafter(floor.astype(np.float32), np.float32(-np.inf))[:, None] # a float32 not above it
+        able = reach(floor)
+        if s.shape[1] > depth and np.count_nonzero(able) > 4 * depth * len(s): # few blocks but the first: selecting costs more than the product
+            able = reach(np.maximum(floor, np.partition(s, -depth, axis=1)[:, -depth].astype(np.float64) - 2 * e))
+        i, k = np.divmod(np.flatnonzero(able), s.shape[1])
+        there = s[i, k] > -np.inf
+        i, k = i[there], k[there]
         query = np.concatenate([np.repeat(np.arange(len(s)), depth), i])
         score = np.concatenate([self.score[part].ravel(), _inner(self.queries[part], i, passages, k)])
         row = np.concatenate([self.row[part].ravel(), k + start])
@@ -444,7 +459,7 @@ def describe_source(
     found = {**_defaults(source, settings), **settings}
     if source == "cross_encoder" and found["model"] is not None: found["model"] = import_module("eci_sem.rerank").load_reranker(found["model"])
     if source == "dense" or source != "cross_encoder" and found.get("min_margin") is not None and found.get("margin_encoder") is None: found["encoder" if source == "dense" else "margin_encoder"] = encoder
-    found.pop("store", None) # a place, no setting
+    for place in ("store", "index"): found.pop(place, None) # no settings
     record = dict(source=source, **{k: literal(v) for k, v in found.items()})
     if source in ("bm25", "cross_encoder"): record |= dict(method="lucene", lower_case=True, token_pattern=TOKEN_PATTERN, versions={p: version(p) for p in ("bm25s", "PyStemmer", *(("torch", "transformers", "sentence-transformers") if source == "cross_encoder" else ()))})
     if source == "llm": record |= dict(prompt_sha256=sha256_text(prompt_text(found["config"].prompt)), versions={p: version(p) for p in (("torch", "transformers") if found["endpoint"] is None else ("openai",))})
