@@ -34,7 +34,7 @@ class FastEffect:
     @property
     def share(self) -> float:
         "The largest difference, in half widths of the bootstrap interval."
-        return float(self.table["share"].max())
+        return float(self.table["share"].max(skipna=False))
 
     @property
     def changed(self) -> list[str]:
