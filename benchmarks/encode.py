@@ -14,12 +14,10 @@ import argparse
 import random
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 from common import claim, finish, machine, timed
 
 PLAIN, FAST, APART, ROUNDED = 1.3, 3.0, 1e-5, 1e-2 # times plain encode in float32 and where bfloat16 has instructions; 1 - cosine in float32 and in bfloat16
@@ -53,8 +51,8 @@ def bench_speed(args: argparse.Namespace) -> list[dict[str, Any]]:
         # on two threads or on ten, the claim is about the same number for both sides
         what = lambda ours: f"{len(texts)} passages of docstrings, minilm, {args.device}, {n} threads: {len(texts) / best[ours]:.1f} texts a second against {len(texts) / best['plain']:.1f}, best of {args.runs}, cold cache"
         mark = f", {n} threads" if args.threads else ""
-        claims += [claim(f"Encoder in float32, times plain encode in float32 at batch 32{mark}", best["plain"] / best["float32"], PLAIN, False, what("float32")),
-            claim(f"Encoder with dtype=\"fast\" as bfloat16, times plain encode in float32 at batch 32{mark}", best["plain"] / best["bfloat16"], FAST, False, what("bfloat16"), unless="" if dtype == "bfloat16" and args.device == "cpu" else why if args.device == "cpu" else "it is about a processor")]
+        claims += [claim(f"Encoder in float32, times plain encode in float32 at batch 32{mark}", best["plain"] / best["float32"], PLAIN, False, what("float32"), "times"),
+            claim(f"Encoder with dtype=\"fast\" as bfloat16, times plain encode in float32 at batch 32{mark}", best["plain"] / best["bfloat16"], FAST, False, what("bfloat16"), "times", unless="" if dtype == "bfloat16" and args.device == "cpu" else why if args.device == "cpu" else "it is about a processor")]
     apart = {d: float(1 - np.einsum("ij,ij->i", found["plain"].astype(float), found[d].astype(float)).min()) for d in ("float32", "bfloat16")}
     return [*claims, claim("vectors in float32, 1 - cosine with plain encode's", apart["float32"], APART, True, "the largest of all passages", "apart"),
         claim("vectors in bfloat16, 1 - cosine with plain encode's", apart["bfloat16"], ROUNDED, True, "the largest of all passages; what it does to a ranking is the next claim", "apart")]
