@@ -11,45 +11,18 @@ runs, taken in turns, so that another program's load falls on both sides; ratios
 import argparse
 import json
 import re
-import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from common import claim, finish, machine, timed
+
 RATIO, MEMORY, OVERLAP, WARM = 4.0, 300.0, 20.0, 20.0 # limits: times, MB, times, times
 
-
-def timed(f: Callable[[], Any]) -> tuple[float, Any]:
-    "Seconds and the result."
-    start = time.perf_counter()
-    result = f()
-    return time.perf_counter() - start, result
-
-def claim(name: str, measured: float, limit: float, most: bool, detail: str) -> dict[str, Any]:
-    "One line of the report: `most` says whether the limit is an upper one."
-    good = measured <= limit if most else measured >= limit
-    print(f"{'PASS' if good else 'FAIL'}  {name}: {measured:.2f} ({'at most' if most else 'at least'} {limit:g}); {detail}", flush=True)
-    return dict(name=name, measured=measured, limit=limit, kind="at most" if most else "at least", passed=bool(good), detail=detail)
-
-def machine() -> dict[str, Any]:
-    "The machine, as far as it bears on the times."
-    import scipy
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists(): cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), cpu)
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = dict(cpu=cpu, cores=cores, load=round(os.getloadavg()[0], 1), system=platform.system(), python=platform.python_version(), numpy=np.__version__, scipy=scipy.__version__, blas=f"{blas['name']} {blas['version']}",
-        threads={k: os.environ[k] for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ} or "as the libraries choose")
-    print("machine: " + ", ".join(f"{k} {v}" for k, v in found.items()), flush=True)
-    return found
 
 # --- 1. the score
 
@@ -185,12 +158,7 @@ def main() -> int:
     report = dict(machine=machine(), claims=[])
     for name, part in dict(score=bench_score, overlap=bench_overlap, warm=bench_warm).items():
         if args.only in (None, name): report["claims"] += part(args)
-    if args.json:
-        from eci_sem.collection import write_text
-        write_text(args.json, json.dumps(report, indent=1) + "\n")
-    failed = [c["name"] for c in report["claims"] if not c["passed"]]
-    print(f"{len(report['claims']) - len(failed)} of {len(report['claims'])} claims hold" + (f"; failed: {', '.join(failed)}" if failed else ""))
-    return int(bool(failed))
+    return finish(report, args.json)
 
 
 if __name__ == "__main__": sys.exit(main())

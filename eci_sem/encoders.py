@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'LADDER', 'TOKENS_PER_BATCH', 'HUB', 'EmbeddedModel', 'embedded_path', 'batch_shape', 'EmbeddingCache',
-           'Encoder', 'HubFamily', 'check_tokenizer', 'quiet_loading', 'converted_gguf', 'load_encoder']
+           'fast_dtype', 'Encoder', 'HubFamily', 'check_tokenizer', 'quiet_loading', 'converted_gguf', 'load_encoder']
 
 # %% ../nbs/02_encoders.ipynb #bc633d1f
 import copy
@@ -226,6 +226,27 @@ def _check_device(device: str) -> None:
     there = torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
     if not there: raise InputError(f"device {device!r}: this machine's PyTorch ({torch.__version__}) sees no such device; use device='cpu'.")
 
+def _bfloat16_instructions() -> bool:
+    "Has the processor instructions that multiply matrices of bfloat16 (AMX), and may PyTorch use them?"
+    import torch
+    if not torch.backends.mkldnn.is_available(): return False
+    if hasattr(torch.cpu, "get_capabilities"): return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    try: return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError: return False
+
+def fast_dtype(
+    device: str = "cpu", # "cpu", "cuda", "cuda:1", "mps"
+) -> tuple[str, str]: # ("bfloat16" or "float32", why)
+    "The number format that dtype=\"fast\" stands for on this machine: bfloat16 where matrices of it are multiplied faster. Raises `InputError`. [ours]"
+    _check_device(device)
+    kind = str(device).split(":")[0]
+    if kind == "cuda":
+        import torch
+        with torch.cuda.device(device): there = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bfloat16", "the GPU computes in bfloat16") if there else ("float32", "the GPU does not compute in bfloat16")
+    if kind == "cpu" and _bfloat16_instructions(): return "bfloat16", "the processor has matrix instructions for bfloat16 (amx_bf16)"
+    return "float32", "the processor has no matrix instructions for bfloat16 (amx_bf16): there bfloat16 is slower than float32" if kind == "cpu" else f"bfloat16 was not measured on {kind}"
+
 class Encoder:
     "A frozen encoder: texts in, unit vectors out, each distinct text encoded once."
     def __init__(self,
@@ -237,16 +258,18 @@ class Encoder:
         passage_prompt: str = "", # Put before a passage
         max_length: int | None = None, # Tokens, special ones included; None: the model's own limit
         dim: int | None = None, # Dimension, when known without loading
-        dtype: str = "float32", # "float32" or "bfloat16"; never mixed in a cache
+        dtype: str = "float32", # "float32", "bfloat16", or "fast" for what `fast_dtype` says; never mixed in a cache
         device: str = "cpu", # "cpu", "cuda", "cuda:1", ...
         cache: str | Path | bool = True, # Folder of the embedding caches; True: the user's; False: none
         about: dict[str, Any] | None = None, # More to record: package, path, pooling
     ):
-        if dtype not in ("float32", "bfloat16"): raise unknown_name("dtype", dtype, ["float32", "bfloat16"])
+        if dtype not in ("float32", "bfloat16", "fast"): raise unknown_name("dtype", dtype, ["float32", "bfloat16", "fast"])
         _check_device(device)
+        about = dict(about or {})
+        if dtype == "fast": dtype, about["dtype_why"] = fast_dtype(device); about["dtype_asked"] = "fast"
         if max_length is not None and max_length < 2: raise InputError(f"max_length is {max_length}, expected at least 2 tokens.")
         self._source, self.name, self.query_prompt, self.passage_prompt = model, name, query_prompt, passage_prompt
-        self.dtype, self.device, self._max_length, self._dim, self.about = dtype, device, max_length, dim, dict(about or {})
+        self.dtype, self.device, self._max_length, self._dim, self.about = dtype, device, max_length, dim, about
         self._loaded, self._ready = (model if hasattr(model, "encode") else None), False
         self.weights = weights or _fingerprint_model(self.model)
         self._cache = None if cache is False else (cache_dir() / "embeddings" if cache is True else Path(cache))
@@ -260,7 +283,10 @@ class Encoder:
             import torch
             # a model that the caller holds keeps its own number format
             if self._loaded is self._source and self.dtype != "float32": self._loaded = copy.deepcopy(self._loaded)
-            self._loaded.to(device=self.device, dtype=getattr(torch, self.dtype)).eval()
+            self._loaded.to(device=self.device, dtype=torch.float32).eval()
+            if self.dtype == "bfloat16":
+                self._loaded[0].to(torch.bfloat16) # pooling and what comes after it stay in float32
+                if not hasattr(self._loaded[0], "auto_model"): self._loaded[0].to(torch.float32) # a static model only pools: its vectors alone are rounded
             limit = getattr(getattr(getattr(self._loaded[0], "auto_model", None), "config", None), "max_position_embeddings", None)
             if limit and self._max_length and self._max_length > limit: raise InputError(f"max_length is {self._max_length}, but {self.name!r} has positions for {limit} tokens: lower max_length.")
             self._ready = True
@@ -283,7 +309,7 @@ class Encoder:
     @cached_property
     def fingerprint(self) -> str:
         "Hash of all that moves a vector: weights, number format, device kind, length limit, pooling, batch shapes."
-        return sha256_text("eci_sem encoder 1", self.weights, self.dtype, self.device.split(":")[0], str(self.max_length), json.dumps(self.about.get("pooling", "model")), str(LADDER), str(TOKENS_PER_BATCH))
+        return sha256_text("eci_sem encoder 1", self.weights, self.dtype if self.dtype == "float32" else f"{self.dtype}, pooled in float32", self.device.split(":")[0], str(self.max_length), json.dumps(self.about.get("pooling", "model")), str(LADDER), str(TOKENS_PER_BATCH))
 
     @property
     def info(self) -> dict[str, Any]:
@@ -381,7 +407,10 @@ class Encoder:
                     full[r, :len(x)] = torch.tensor(x); mask[r, :len(x)] = 1
                 features = {"input_ids": full.to(self.device), "attention_mask": mask.to(self.device)}
                 if "token_type_ids" in tokenizer.model_input_names: features["token_type_ids"] = torch.zeros_like(features["input_ids"])
-            return self.model(features)["sentence_embedding"][:len(ids)].float().cpu().numpy()
+            if self.dtype == "float32": features = self.model(features)
+            else:
+                for module in self.model: features = {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in module(features).items()}
+            return features["sentence_embedding"][:len(ids)].float().cpu().numpy()
 
     def __repr__(self) -> str: return f"Encoder({self.name!r}, dtype={self.dtype}, device={self.device}, fingerprint={self.fingerprint[:12]})"
 
@@ -488,7 +517,7 @@ def load_encoder(
     query_prompt: str | None = None, # None: the family's own
     passage_prompt: str | None = None, # None: the family's own
     max_length: int | None = None, # Tokens, special ones included; None: the family's own
-    dtype: str = "float32", # "float32" or "bfloat16"
+    dtype: str = "float32", # "float32", "bfloat16", or "fast" for what `fast_dtype` says
     device: str = "cpu", # "cpu", "cuda", ...
     cache: str | Path | bool = True, # Folder of the embedding caches; True: the user's; False: none
 ) -> Encoder:

@@ -1,0 +1,45 @@
+"""What the benchmarks share: the clock, the machine, a claim in one line, and one layout for what --json writes."""
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def timed(f: Callable[[], Any]) -> tuple[float, Any]:
+    "Seconds and the result."
+    start = time.perf_counter()
+    result = f()
+    return time.perf_counter() - start, result
+
+def claim(name: str, value: float, limit: float, most: bool, what: str, unit: str = "", unless: str = "") -> dict[str, Any]:
+    "One line of the report: `most` says whether the limit is an upper one, `unless` why the claim does not apply here. A value that is not a number fails."
+    good, kind = (value <= limit if most else value >= limit), "at most" if most else "at least"
+    print(f"{'N/A ' if unless else 'PASS' if good else 'FAIL'}  {name}: {value:.4g}{unit and ' ' + unit} ({kind} {limit:g}{f'; not applicable here: {unless}' if unless else ''}); {what}", flush=True)
+    return dict(name=name, value=float(value), limit=limit, kind=kind, unit=unit, passed=None if unless else bool(good), what=f"not applicable here: {unless}; {what}" if unless else what)
+
+def machine() -> dict[str, Any]:
+    "The machine, as far as it bears on the times."
+    import scipy
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists(): cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), cpu)
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = dict(cpu=cpu, cores=cores, load=round(os.getloadavg()[0], 1), system=platform.system(), python=platform.python_version(), numpy=np.__version__, scipy=scipy.__version__, blas=f"{blas['name']} {blas['version']}",
+        threads={k: os.environ[k] for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ} or "as the libraries choose")
+    print("machine: " + ", ".join(f"{k} {v}" for k, v in found.items()), flush=True)
+    return found
+
+def finish(report: dict[str, Any], path: str | None) -> int:
+    "Write {machine, claims, ...} where --json says, print the sum, and give the exit status: 1 if a claim fails."
+    if path:
+        from eci_sem.collection import write_text
+        write_text(path, json.dumps(report, indent=1) + "\n")
+    tried = [c for c in report["claims"] if c["passed"] is not None]
+    failed, away = [c["name"] for c in tried if not c["passed"]], len(report["claims"]) - len(tried)
+    print(f"{len(tried) - len(failed)} of {len(tried)} claims hold" + (f", {away} not applicable here" if away else "") + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return int(bool(failed))

@@ -1,0 +1,95 @@
+"""What encoding promises about speed, measured: python benchmarks/encode.py [--only speed|rank] [--json FILE]
+
+speed   passages of the embedded collection through minilm, cold cache, side by side: plain SentenceTransformer.encode in float32 at batch 32,
+        our Encoder in float32 (at least 1.3 times as fast), and our Encoder in bfloat16, which is what dtype="fast" stands for on a processor
+        with matrix instructions for it (at least 3 times; elsewhere the number is printed and the claim does not apply). The vectors are held
+        against plain encode's: cosine at least 1 - 1e-5 in float32.
+rank    rank_sources in float32 and in bfloat16 over BM25, dense and random negatives: the same order, and no score further off than a tenth of
+        the half width of its bootstrap interval.
+
+Each claim prints what was measured, the limit, and PASS, FAIL or N/A; the exit status is 1 if one fails. Times are the best of several runs,
+taken in turns, each with an empty cache of its own; imports, weights and first calls come before the clock.
+"""
+import argparse
+import random
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from common import claim, finish, machine, timed
+
+PLAIN, FAST, APART, ROUNDED = 1.3, 3.0, 1e-5, 1e-2 # times plain encode in float32 and where bfloat16 has instructions; 1 - cosine in float32 and in bfloat16
+
+
+def bench_speed(args: argparse.Namespace) -> list[dict[str, Any]]:
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from eci_sem.collection import load_docstrings
+    from eci_sem.encoders import embedded_path, fast_dtype, load_encoder
+    corpus = load_docstrings().corpus
+    texts = [corpus[i] for i in random.Random(args.seed).sample(sorted(corpus), min(args.texts, len(corpus)))]
+    plain = SentenceTransformer(str(embedded_path("minilm").parent), device=args.device, local_files_only=True)
+    models = {d: load_encoder("minilm", dtype=d, device=args.device, cache=False).model for d in ("float32", "bfloat16")} # weights come before the clock
+    def ours(dtype: str) -> np.ndarray:
+        from eci_sem.encoders import Encoder, EMBEDDED
+        with tempfile.TemporaryDirectory() as cache:
+            encoder = Encoder(lambda: models[dtype], "minilm", weights=EMBEDDED["minilm"].sha256, dim=384, max_length=EMBEDDED["minilm"].max_length, dtype=dtype, device=args.device, cache=cache)
+            vectors = encoder.encode_passages(texts, progress=False)
+            assert encoder.stats["encoded"] == encoder.stats["distinct"], "the cache was not empty"
+        return vectors
+    ways = {"plain": lambda: plain.encode(texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False), "float32": lambda: ours("float32"), "bfloat16": lambda: ours("bfloat16")}
+    found, claims, (dtype, why) = {}, [], fast_dtype(args.device)
+    for n in args.threads or [torch.get_num_threads()]:
+        torch.set_num_threads(n)
+        best = dict.fromkeys(ways, np.inf)
+        for name, way in ways.items(): found[name] = way() # first calls
+        for _ in range(args.runs):
+            for name, way in ways.items(): best[name] = min(best[name], timed(way)[0])
+        print(f"      {n} threads, {len(texts)} passages, texts a second: " + ", ".join(f"{name} {len(texts) / s:.1f}" for name, s in best.items()))
+        # on two threads or on ten, the claim is about the same number for both sides
+        what = lambda ours: f"{len(texts)} passages of docstrings, minilm, {args.device}, {n} threads: {len(texts) / best[ours]:.1f} texts a second against {len(texts) / best['plain']:.1f}, best of {args.runs}, cold cache"
+        mark = f", {n} threads" if args.threads else ""
+        claims += [claim(f"Encoder in float32, times plain encode in float32 at batch 32{mark}", best["plain"] / best["float32"], PLAIN, False, what("float32"), "times"),
+            claim(f"Encoder with dtype=\"fast\" as bfloat16, times plain encode in float32 at batch 32{mark}", best["plain"] / best["bfloat16"], FAST, False, what("bfloat16"), "times", unless="" if dtype == "bfloat16" and args.device == "cpu" else why if args.device == "cpu" else "it is about a processor")]
+    apart = {d: float(1 - np.einsum("ij,ij->i", found["plain"].astype(float), found[d].astype(float)).min()) for d in ("float32", "bfloat16")}
+    return [*claims, claim("vectors in float32, 1 - cosine with plain encode's", apart["float32"], APART, True, "the largest of all passages", "apart"),
+        claim("vectors in bfloat16, 1 - cosine with plain encode's", apart["bfloat16"], ROUNDED, True, "the largest of all passages; what it does to a ranking is the next claim", "apart")]
+
+def bench_rank(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from eci_sem.collection import load_docstrings
+    from eci_sem.encoders import load_encoder
+    from eci_sem.fast import TENTH, fast_effect
+    from eci_sem.sources import mine_bm25, mine_dense, mine_random
+    from eci_sem.triples import Triples
+    collection = load_docstrings()
+    pairs = collection.pairs("score", limit=args.queries)
+    with tempfile.TemporaryDirectory() as cache:
+        triples = Triples.concat([mine_bm25(collection, pairs), mine_dense(collection, pairs, load_encoder("glove", cache=cache)), mine_random(collection, pairs)])
+        effect = fast_effect(triples, "minilm", collection=collection, load=dict(device=args.device, cache=cache), progress=False)
+    print("      " + repr(effect).replace("\n", "\n      "))
+    what = f"{len(pairs)} scoring queries of docstrings, minilm, {len(triples):,} triples of bm25, dense (mined by glove) and random, {len(effect.table)} scores of {effect.table['metric'].nunique()} metrics, hybrids included"
+    return [claim("scores in bfloat16, largest difference from float32 in half widths of the bootstrap interval", effect.share, TENTH, True, what, "half widths"),
+        claim("order in bfloat16, metrics that have another one than in float32", len(effect.changed), 0, True, what, "metrics")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("speed", "rank"), help="one part of it")
+    parser.add_argument("--json", metavar="FILE", help="write the measurements there as well")
+    parser.add_argument("--texts", type=int, default=192, help="passages to encode (default: %(default)s)")
+    parser.add_argument("--queries", type=int, default=200, help="scoring queries of the rankings (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each measurement, the best of which counts (default: %(default)s)")
+    parser.add_argument("--threads", type=int, nargs="+", help="measure with so many threads, one after another (default: as PyTorch chooses)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of passages (default: %(default)s)")
+    args = parser.parse_args()
+    if min(args.texts, args.queries, args.runs, *(args.threads or [1])) < 1: parser.error("--texts, --queries, --runs and --threads must be at least 1")
+    report: dict[str, Any] = dict(machine=machine(), claims=[])
+    for name, part in dict(speed=bench_speed, rank=bench_rank).items():
+        if args.only in (None, name): report["claims"] += part(args)
+    return finish(report, args.json)
+
+
+if __name__ == "__main__": sys.exit(main())

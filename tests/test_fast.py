@@ -1,0 +1,185 @@
+"""The fast number format: what it stands for, float32 after the transformer, no shared vectors, and what it does to a ranking."""
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eci_sem import encoders
+from eci_sem.collection import InputError, load_docstrings
+from eci_sem.encoders import Encoder, fast_dtype, load_encoder
+from eci_sem.fast import FastEffect, fast_effect
+from eci_sem.sources import mine_bm25, mine_random
+from eci_sem.triples import Triples
+
+SAMPLE = ["Return a sorted copy of an array.", "Close the socket and wait until the peer is gone.", "The gradient of a sparse tensor with respect to its values, as a matrix in which each row is a sample."]
+
+
+@pytest.fixture
+def amx(monkeypatch):
+    monkeypatch.setattr(encoders, "_bfloat16_instructions", lambda: True)
+
+
+def test_fast_is_bfloat16_only_where_there_are_instructions_for_it(monkeypatch):
+    import torch
+    for there, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(encoders, "_bfloat16_instructions", lambda: there)
+        assert fast_dtype()[0] == fast_dtype("cpu")[0] == dtype and "amx_bf16" in fast_dtype()[1]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda d: __import__("contextlib").nullcontext())
+    for there, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: there and not including_emulation)
+        assert fast_dtype("cuda:1")[0] == dtype
+    assert fast_dtype("mps") == ("float32", "bfloat16 was not measured on mps")
+    with pytest.raises(InputError, match="unknown device 'gpu'"): fast_dtype("gpu")
+
+
+def test_instructions_are_asked_of_torch_else_of_the_system(monkeypatch):
+    import torch
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    for flags, found in ((dict(amx_bf16=True), True), (dict(amx_bf16=False, avx512_bf16=True), False), ({}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+        assert encoders._bfloat16_instructions() is found
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    for text, found in (("flags : avx512_bf16 amx_bf16 amx_tile\n", True), ("flags : avx512_bf16 amx_tile\n", False)):
+        monkeypatch.setattr(encoders.Path, "read_text", lambda self, encoding=None: text)
+        assert encoders._bfloat16_instructions() is found
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert encoders._bfloat16_instructions() is False
+
+
+def test_what_fast_became_is_recorded_and_the_default_says_nothing_of_it(amx):
+    fast = load_encoder("minilm", dtype="fast", cache=False)
+    assert fast.dtype == fast.info["dtype"] == "bfloat16" and fast.info["dtype_asked"] == "fast" and "amx_bf16" in fast.info["dtype_why"] and "bfloat16" in repr(fast)
+    assert not any(k.startswith("dtype_") for k in load_encoder("minilm", cache=False).info)
+    with pytest.raises(InputError, match="unknown dtype 'fst'. Did you mean 'fast'"): load_encoder("minilm", dtype="fst")
+
+
+def test_formats_never_share_a_vector_and_fast_shares_that_of_what_it_became(monkeypatch, tmp_path):
+    def encoder(dtype, there):
+        monkeypatch.setattr(encoders, "_bfloat16_instructions", lambda: there)
+        return load_encoder("minilm", dtype=dtype, cache=tmp_path)
+    full, half = encoder("float32", False), encoder("bfloat16", False)
+    assert full.fingerprint == encoder("fast", False).fingerprint != half.fingerprint == encoder("fast", True).fingerprint
+    a, b = full.encode_passages(SAMPLE), half.encode_passages(SAMPLE)
+    assert half.stats["encoded"] == 3 and (a != b).any(1).all()
+    for there, want in ((False, a), (True, b)):
+        fast = encoder("fast", there)
+        assert fast.encode_passages(SAMPLE).tobytes() == want.tobytes() and fast.stats["cached"] == 3
+
+
+def test_the_default_vectors_keep_their_name():
+    "Committed results rest on it: a change of the float32 vectors, or of their fingerprint, makes them all anew."
+    assert load_encoder("minilm", cache=False).fingerprint == "df80f2968f2c31e367f45dc35eb4247fb1aa6ffdff318505e74c94c0c6898a47"
+
+
+def test_pooling_and_length_stay_in_float32():
+    "From the transformer's own bfloat16 token vectors, float64 by hand: what was pooled or normalised in bfloat16 is a thousand times further off."
+    import torch
+    encoder, seen = load_encoder("minilm", dtype="bfloat16", cache=False), []
+    model = encoder.model
+    assert {p.dtype for p in model[0].parameters()} == {torch.bfloat16}
+    model[0].register_forward_hook(lambda module, args, out: seen.append((out["token_embeddings"].clone(), out["attention_mask"].clone())))
+    for text in SAMPLE:
+        got = encoder.encode_passages([text])[0]
+        tokens, mask = seen.pop()
+        assert tokens.dtype == torch.bfloat16
+        mean = (tokens.double() * mask[:, :, None]).sum(1)[0] / mask[0].sum()
+        want = (mean / mean.norm()).numpy()
+        assert np.abs(got - want).max() < 1e-7
+        assert np.abs(torch.tensor(want).bfloat16().double().numpy() - want).max() > 1e-5, "a bfloat16 vector would pass"
+        assert abs(np.linalg.norm(got.astype(float)) - 1) < 1e-6
+
+
+def test_a_static_model_is_rounded_and_then_averaged_in_float32():
+    full, half = (load_encoder("glove", dtype=d, cache=False) for d in ("float32", "bfloat16"))
+    a, b = full.encode_passages(SAMPLE), half.encode_passages(SAMPLE)
+    assert 0 < np.abs(a - b).max() < 4e-3
+    import torch
+    table = full.model[0].embedding.weight.detach().bfloat16().double().numpy()
+    ids = full.model.tokenizer.encode(SAMPLE[0], add_special_tokens=False).ids
+    mean = table[ids].mean(0)
+    np.testing.assert_allclose(b[0], mean / np.linalg.norm(mean), atol=1e-7)
+
+
+def test_a_model_of_the_callers_keeps_its_format(amx):
+    import torch
+    mine = load_encoder("minilm", cache=False).model
+    fast = Encoder(mine, "mine", dtype="fast", cache=False)
+    assert np.isfinite(fast.encode_queries(SAMPLE[:1])).all() and next(fast.model[0].parameters()).dtype == torch.bfloat16
+    assert next(mine.parameters()).dtype == torch.float32
+
+
+# --- what it does to a ranking
+
+@pytest.fixture(scope="module")
+def ranked():
+    collection = load_docstrings()
+    pairs = collection.pairs("score", limit=24)
+    return collection, Triples.concat([mine_bm25(collection, pairs), mine_random(collection, pairs)])
+
+
+@pytest.mark.parametrize("name", ["glove", "minilm"])
+def test_bfloat16_keeps_the_order_and_moves_no_score_by_a_tenth_of_its_interval(ranked, name):
+    collection, triples = ranked
+    effect = fast_effect(triples, name, collection=collection, load=dict(cache=False), resamples=1000, progress=False)
+    assert effect.holds and not effect.changed and 0 < effect.share <= 0.1, effect
+    assert list(effect.table["metric"].unique()) == ["ECI_sem", "ECI_net"] and set(effect.table["source"]) == {"bm25", "random"}
+    assert "the same order" in repr(effect) and repr(effect).splitlines()[0].endswith("holds")
+
+
+def effect(a, b, half=1.0):
+    with np.errstate(invalid="ignore"): share = np.abs(np.subtract(b, a)) / half
+    return FastEffect("x", "bfloat16", pd.DataFrame(dict(metric="ECI_sem", source=["u", "v"], kind="source", float32=a, fast=b, difference=np.subtract(b, a), half_width=half, share=share)), 0.1, 7)
+
+
+def test_the_rule_by_hand():
+    assert effect([1.0, 2.0], [1.05, 2.0]).holds
+    assert not effect([1.0, 2.0], [1.2, 2.0]).holds, "further off than a tenth"
+    swapped = effect([1.0, 1.01], [1.02, 1.0])
+    assert swapped.changed == ["ECI_sem"] and swapped.share <= 0.1 and not swapped.holds and "another order by ECI_sem" in repr(swapped) and "does not hold" in swapped._repr_html_()
+    assert not effect([1.0, 2.0], [1.0, np.nan]).holds and not effect([1.0, 2.0], [1.0, 2.0], 0.0).holds, "what is not a number does not hold"
+
+
+def test_errors_of_fast_effect(ranked):
+    with pytest.raises(InputError, match="dtype is 'float32', which is what the other format is held against"): fast_effect(ranked[1], "glove", dtype="float32")
+    with pytest.raises(InputError, match="unknown dtype 'float16'"): fast_effect(ranked[1], "glove", dtype="float16")
+    with pytest.raises(InputError, match="load has a dtype of its own"): fast_effect(ranked[1], "glove", load=dict(dtype="float32"))
+
+
+# --- the benchmarks in small
+
+def run(root, script, *options):
+    out = subprocess.run([sys.executable, root / "benchmarks" / script, *map(str, options)], capture_output=True, text=True, timeout=300)
+    assert out.returncode in (0, 1), out.stderr[-2000:]
+    return out
+
+
+def test_the_benchmark_of_the_cache_in_small(root, tmp_path):
+    out = run(root, "cache.py", "--vectors", 3000, "--dim", 384, "--shared", 1600, "--texts", 20, "--runs", 2, "--json", tmp_path / "c.json")
+    report = json.loads((tmp_path / "c.json").read_text())
+    assert set(report) == {"machine", "claims"} and all({"name", "value", "limit", "unit", "passed", "what"} <= set(c) for c in report["claims"])
+    passed = {c["name"]: c["passed"] for c in report["claims"]}
+    assert len(passed) == 5 and all(good for name, good in passed.items() if name != "warm read, vectors a second"), out.stdout  # the rate is for an idle machine
+    assert out.returncode == int(not all(passed.values()))
+
+
+def test_the_benchmark_of_encoding_in_small(root, tmp_path):
+    out = run(root, "encode.py", "--only", "speed", "--texts", 4, "--runs", 1, "--json", tmp_path / "e.json")
+    claims = {c["name"]: c for c in json.loads((tmp_path / "e.json").read_text())["claims"]}
+    assert claims["vectors in float32, 1 - cosine with plain encode's"]["passed"] and claims["vectors in bfloat16, 1 - cosine with plain encode's"]["passed"], out.stdout
+    fast = next(c for name, c in claims.items() if "fast" in name)
+    if fast_dtype()[0] == "float32": assert fast["passed"] is None and fast["what"].startswith("not applicable here: ") and "no matrix instructions" in out.stdout
+
+
+def test_a_claim_that_fails_fails_the_benchmark(root, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    from common import claim, finish
+    good, bad, away, none = claim("a", 1, 2, True, ""), claim("b", 1, 2, False, ""), claim("c", 1, 2, False, "", unless="no such part"), claim("d", float("nan"), 2, True, "")
+    assert [c["passed"] for c in (good, bad, away, none)] == [True, False, None, False]
+    assert [finish(dict(claims=x), None) for x in ([good], [good, away], [good, bad], [none])] == [0, 0, 1, 1]
+    assert "1 of 1 claims hold, 1 not applicable here" in capsys.readouterr().out
