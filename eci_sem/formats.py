@@ -4,15 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'Rejected', 'Format', 'formats_table', 'recognise', 'scan_triples', 'read_triples', 'frame_triples',
-           'to_dataset', 'write_triples']
+           'write_triples']
 
 # %% ../nbs/01a_formats.ipynb #096a194c
-import gzip
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +21,7 @@ import pyarrow as pa
 
 from .collection import Collection, InputError, atomic_path, decode_line, json_object, read_lines, unknown_name
 from .layouts import ADAPTERS, Place, Reading, _msmarco_ids, fields, is_header, labeled_pairs, layout_of, read_qrels, read_texts, run_blocks, run_negatives, run_triples
+from .trainers import _json, _lines_to, _one_source, _rows, to_dataset, write_layout
 from .triples import COLUMNS, DEFAULT_SOURCE, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _batches, _complete, _json_values, _kind_of, _merge_dropped, _need_texts
 
 # %% ../nbs/01a_formats.ipynb #fa1472a2
@@ -441,18 +438,6 @@ def frame_triples(
     return Triples(t, {source or s: dict(r) for s, r in reading.dropped.items()})
 
 # %% ../nbs/01a_formats.ipynb #a51b2ad1
-@contextmanager
-def _lines_to(path: Path) -> Iterator[Callable[[str], Any]]:
-    with atomic_path(path) as tmp, open(tmp, "wb") as raw:
-        # no file name and no time in the header, or the bytes would differ from run to run
-        out = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.name.endswith(".gz") else raw
-        yield lambda text: out.write(text.encode())
-        if out is not raw: out.close()
-
-def _rows(t: Triples) -> Iterator[dict[str, Any]]: return chain.from_iterable(b.to_pylist() for b in t.table.to_batches(max_chunksize=_BATCH))
-def _json(row: dict[str, Any]) -> str: return json.dumps(row, ensure_ascii=False) + "\n"
-def _one_source(t: Triples, format: str) -> None:
-    if len(t.sources) > 1: raise InputError(f"the table holds the sources {', '.join(t.sources)}, and {format!r} has no place for them; write each one: triples.select(source).write(...), or take another format.")
 def _groups(t: Triples, *columns: str) -> Iterator[list[dict[str, Any]]]: return (list(g) for _, g in groupby(_rows(t), key=lambda r: tuple(r[c] for c in columns)))
 
 def _write_parquet(t: Triples, path: Path) -> None:
@@ -474,7 +459,7 @@ def _no_header(t: Triples, columns: tuple[str, ...]) -> None:
     if is_header([t.table.column(c)[0].as_py() for c in columns]): raise InputError("the first row would be read as a header (query, positive, negative); put another row first, or take another format.")
 
 def _write_tsv(t: Triples, path: Path) -> None:
-    _one_source(t, "tsv")
+    _one_source(t.sources, "tsv")
     _no_header(t, TEXT_COLUMNS)
     with _lines_to(path) as out:
         for r in _rows(t): out("\t".join(_field(r[c], f"the {c}") for c in TEXT_COLUMNS) + "\n")
@@ -490,49 +475,6 @@ def _write_tevatron(t: Triples, path: Path) -> None:
     with _lines_to(path) as out:
         for g in _groups(t, "query_id", "query", "positive_id", "positive", "source"): out(_json({"query_id": g[0]["query_id"], "query": g[0]["query"], "positive_passages": [passage(g[0], "positive")],
             "negative_passages": [passage(r, "negative") for r in g], **({"source": g[0]["source"]} if named else {})}))
-
-def _layout_rows(t: Triples, format: str) -> list[dict[str, Any]]:
-    _one_source(t, format)
-    if format == "st-triplet": return [{"anchor": r["query"], "positive": r["positive"], "negative": r["negative"]} for r in _rows(t)]
-    groups = list(_groups(t, "query_id", "query", "positive_id", "positive"))
-    if format == "st-labeled-list": return [{"query": g[0]["query"], "passages": [g[0]["positive"], *(r["negative"] for r in g)], "labels": [1] + [0] * len(g)} for g in groups]
-    counts = Counter(map(len, groups))
-    if len(counts) > 1: raise InputError(f"the rows of a query and positive that follow one another number {min(counts)} to {max(counts)}, and {format!r} holds one number of negatives for all; take 'st-labeled-list', or as many negatives for each.")
-    return [{"anchor": g[0]["query"], "positive": g[0]["positive"], **{f"negative_{k}": r["negative"] for k, r in enumerate(g, 1)}} for g in groups]
-
-def to_dataset(
-    triples: Triples, # Of one source
-    layout: str = "st-triplet", # st-triplet, st-n-tuple or st-labeled-list
-): # A datasets.Dataset
-    "The triples as a data set that sentence-transformers' trainers take. Raises `InputError`. [ours]"
-    if layout not in (known := ("st-triplet", "st-n-tuple", "st-labeled-list")): raise unknown_name("layout", layout, known)
-    try: import datasets
-    except ImportError: raise InputError("a data set is made by the datasets package, which is not installed: pip install 'eci_sem[train]'; or write a .jsonl or .parquet file.") from None
-    return datasets.Dataset.from_list(_layout_rows(triples, layout))
-
-def _write_dataset(t: Triples, path: Path, format: str) -> None:
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        rows = _layout_rows(t, format)
-        with _lines_to(path) as out: out("".join(map(_json, rows)))
-        return
-    if path.name.endswith(".parquet"):
-        import pyarrow.parquet as pq
-        table = pa.Table.from_pylist(_layout_rows(t, format))
-        with atomic_path(path) as tmp: pq.write_table(table, tmp, compression="zstd", write_page_checksum=True)
-        return
-    if path.exists() and not (path / "state.json").exists(): raise InputError(f"{path}: is there already, and is no saved data set; give another path, or one that ends in .jsonl or .parquet.")
-    data = to_dataset(t, format)
-    import datasets
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp, bars = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")), datasets.are_progress_bars_disabled()
-    try:
-        datasets.disable_progress_bars()
-        data.save_to_disk(str(tmp / "new"))
-        if path.exists(): os.replace(path, tmp / "old")
-        os.replace(tmp / "new", path)
-    finally:
-        if not bars: datasets.enable_progress_bars()
-        shutil.rmtree(tmp, ignore_errors=True)
 
 def _write_texts(t: Triples, path: str | Path, kinds: tuple[str, ...]) -> None:
     texts: dict[str, str] = {}
@@ -562,7 +504,7 @@ def _word(text: str, what: str) -> str:
     return text
 
 def _write_ids(t: Triples, path: Path) -> None:
-    _one_source(t, "qidpidtriples")
+    _one_source(t.sources, "qidpidtriples")
     _no_header(t, COLUMNS[:3])
     with _lines_to(path) as out:
         for r in _rows(t): out("\t".join(_word(r[c], f"the {c}") for c in COLUMNS[:3]) + "\n")
@@ -601,7 +543,9 @@ def write_triples(
     for name, value in (("corpus", corpus), ("queries", queries), ("qrels", qrels)):
         if value is not None and name not in FORMATS[format].needs: raise InputError(f"format {format!r} has no use for {name}=; leave it out.")
     if not len(triples) and format not in ("parquet", "jsonl"): raise InputError(f"{path}: the table has no rows to write.")
-    if format.startswith("st-"): _write_dataset(triples, path, format)
+    if format.startswith("st-"):
+        _one_source(triples.sources, format)
+        write_layout([triples], path, format)
     elif format == "trec": _write_trec(triples, path, qrels)
     else: _WRITERS[format](triples, path)
     if corpus is not None: _write_texts(triples, corpus, ("positive", "negative"))
