@@ -22,7 +22,7 @@ import pyarrow as pa
 from .collection import Collection, InputError, atomic_path, decode_line, json_object, read_lines, unknown_name
 from .layouts import ADAPTERS, Place, Reading, _msmarco_ids, fields, is_header, labeled_pairs, layout_of, read_qrels, read_texts, run_blocks, run_negatives, run_triples
 from .trainers import _json, _lines_to, _one_source, _rows, to_dataset, write_layout
-from .triples import COLUMNS, DEFAULT_SOURCE, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _batches, _complete, _json_values, _kind_of, _merge_dropped, _need_texts
+from .triples import COLUMNS, DEFAULT_SOURCE, SCHEMA, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _batches, _complete, _json_values, _kind_of, _merge_dropped, _need_texts
 
 # %% ../nbs/01a_formats.ipynb #fa1472a2
 @dataclass(frozen=True)
@@ -340,8 +340,8 @@ def _chunks(found: _Found, path: Path, source: str | None, options: dict[str, An
             with _arrow_errors(path):
                 if rejected: complete(table.slice(0, 0), 0) # a column that can't be used is no matter of rows
                 pieces = [done for _, done in _pieces(table, first, complete, rejected and reject)]
-            for done in pieces:
-                for start in range(0, len(done), size): yield done.slice(start, size)
+                done = pieces[0] if len(pieces) == 1 else pa.concat_tables(pieces or [SCHEMA.empty_table()]).combine_chunks()
+            for start in range(0, len(done), size): yield done.slice(start, size)
     def dropped():
         now = {s: dict(r) for s, r in reading.dropped.items()}
         reading.dropped.clear()
