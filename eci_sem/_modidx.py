@@ -85,6 +85,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'eci_sem.cli._positive_int': ('cli.html#_positive_int', 'eci_sem/cli.py'),
                              'eci_sem.cli._profiles': ('cli.html#_profiles', 'eci_sem/cli.py'),
                              'eci_sem.cli._rank': ('cli.html#_rank', 'eci_sem/cli.py'),
+                             'eci_sem.cli._rank_stream': ('cli.html#_rank_stream', 'eci_sem/cli.py'),
                              'eci_sem.cli._read': ('cli.html#_read', 'eci_sem/cli.py'),
                              'eci_sem.cli._reading': ('cli.html#_reading', 'eci_sem/cli.py'),
                              'eci_sem.cli._redraw': ('cli.html#_redraw', 'eci_sem/cli.py'),

@@ -20,7 +20,7 @@ from .checks import _isin, _Lengths, _Unique, check_file
 from .collection import Collection, InputError
 from .encoders import Encoder
 from .lexical import IDF, Tokenizer, get_tokenizer
-from .rank import Ranking, _check_arguments, _compare, _notes
+from .rank import Ranking, _compare, _notes, recommendation
 from .score import ECIConfig
 from .stream import accumulate_stream, query_keys
 from .triples import DEFAULT_SOURCE, Triples, _merge_dropped
@@ -87,7 +87,7 @@ def rank_stream(
     if control not in (None, "random", *names): raise InputError(f"unknown control {control!r}; the sources are {', '.join(names)}.")
     common = covered[names[0]]
     for s in names[1:]: common = common[_isin(common, covered[s])]
-    if len(common) < 2: raise InputError(f"{len(common)} queries are covered by every source, expected at least 2 (queries of each: {', '.join(f'{s}: {len(covered[s]):,}' for s in names)}). Rank the sources that share queries.")
+    if len(common) < 2: raise InputError(f"{len(common)} {'query is' if len(common) == 1 else 'queries are'} covered by every source, expected at least 2 (queries of each: {', '.join(f'{s}: {len(covered[s]):,}' for s in names)}). Rank the sources that share queries.")
     whole = all(len(covered[s]) == len(common) for s in names)
     covered.clear()
     units = _number_of_blocks(blocks, len(names), encoder.dim, len(common), memory)
@@ -129,7 +129,7 @@ def rank_stream(
     dropped = pd.DataFrame([dict(source=s, reason=why, rows=n) for s, reasons in sorted(dropped.items()) for why, n in reasons.items() if n], columns=["source", "reason", "rows"])
     factors = pd.DataFrame(columns=["source", "query_id", "positive_id", "negative_id", "margin", "a", "l", "rho", "w", "hardness", "r2"])
     provenance = dict(encoder=dict(getattr(encoder, "info", {}), name=getattr(encoder, "name", type(encoder).__name__), fingerprint=getattr(encoder, "fingerprint", None), dim=encoder.dim), queries=len(common), config=asdict(config), gain=gain,
-        tokenizer=dict(name=getattr(tokenizer, "name", None), fingerprint=getattr(tokenizer, "fingerprint", None)), idf=dict(fingerprint=getattr(idf, "fingerprint", None), documents=getattr(idf, "documents", None)), empty_queries=None, hybrids=[], control=control, metrics=["eci_sem"], order="eci_sem", recommendation=None, net=None,
+        tokenizer=dict(name=getattr(tokenizer, "name", None), fingerprint=getattr(tokenizer, "fingerprint", None)), idf=dict(fingerprint=getattr(idf, "fingerprint", None), documents=getattr(idf, "documents", None)), empty_queries=None, hybrids=[], control=control, metrics=["eci_sem"], order="eci_sem", recommendation=(found := recommendation()) and found["text"].replace("**", ""), net=None,
         resamples=resamples, units=units, block_bytes=len(names) * units * encoder.dim * (encoder.dim + 1) * 4, seed=seed, alpha=alpha, interval="percentile" if gain <= 1 else "basic", versions=dict(python=sys.version.split()[0], **{p: version(p) for p in ("eci_sem", "numpy", "scipy", "pandas", "pyarrow")}))
     pairs = pairs.assign(metric="eci_sem")[["metric", "family", "a", "b", "difference", "lo", "hi", "p", "p_holm", "significant"]]
     ranking = StreamRanking(table, pairs, {"eci_sem": pd.DataFrame(draws, columns=names)}, dropped, lengths, factors, pd.concat(spectra, ignore_index=True), provenance)
