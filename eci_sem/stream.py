@@ -96,10 +96,12 @@ def accumulate_stream(
         where = None if not blocks else block(t) if block else (query_keys(t) % np.uint64(blocks)).astype(np.int64)
         for k, s in enumerate(names):
             rows = np.flatnonzero(source == k)
-            if blocks: rows = rows[np.argsort(where[rows], kind="stable")] # a chunk then touches few blocks
+            parts = [rows]
+            if blocks: # a few blocks at a time: `add` makes a matrix for each that it meets
+                rows = rows[np.argsort(where[rows], kind="stable")]
+                parts = np.split(rows, np.searchsorted(where[rows], range(32, blocks, 32)))
             if s not in found: found[s] = accumulator()
-            for i in range(0, len(rows), 8192):
-                r = rows[i:i + 8192]
+            for r in (part[i:i + 8192] for part in parts for i in range(0, len(part), 8192)):
                 found[s].add(q[query[r]], p[positive[r]], p[negative[r]], None if rho is None else rho[r], where[r] if blocks else None)
     return found
 
