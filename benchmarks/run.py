@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results.json", help="where the measurements go (default: beside this script)")
     args = parser.parse_args()
     from eci_sem.collection import write_text
-    from score import machine
+    from common import machine
     known = json.loads(args.results.read_text(encoding="utf-8"))["scripts"] if args.only and args.results.is_file() else {}
     about, found, broken = machine(), {}, []
     for name in args.only or SCRIPTS:

@@ -1,12 +1,16 @@
-"""What the streaming reader, check and score promise about memory, measured: python benchmarks/stream.py [--rows N] [--megabytes M] [--json FILE]
+"""What the streaming reader, check, score, ranking and writer promise about memory, measured: python benchmarks/stream.py [--rows N] [--megabytes M] [--lines L] [--only STEP ...] [--json FILE]
 
 score   a Parquet file of N rows (default 10 million) over a small vocabulary of texts is checked and scored batch by batch: peak memory
         above the start at most 300 MB and 60 bytes a row, far below the table itself. Up to 2 million rows the same scores are made
         from the whole table in memory afterwards, and must be equal.
+rank    the same file's cleaned batches are ranked with intervals from 256 blocks of queries: at most 300 MB, 60 bytes a row, and three times
+        what the blocks' matrices take.
+folder  the same file's cleaned rows of one source are written as a data set's folder (st-labeled-list): at most 300 MB and 60 bytes a row.
+run     a TREC run of L lines (default 10 million; 1,000 a query) with judgments is read to its end in batches: at most 300 MB.
 lines   a JSONL file of M megabytes (default 1,024) is read to its end in batches: peak memory above the start at most 400 MB.
 
 Each step runs in a process of its own, so that its peak is its own. Prints what was measured, the limit, and PASS or FAIL; the exit status
-is 1 if one fails. The files are made in a temporary folder and need about 0.2 and 1 GB.
+is 1 if one fails. The files are made in a temporary folder and need about 0.6 GB (and what is written of it 1.5 GB), 0.4 GB and 1 GB.
 """
 import argparse
 import json
@@ -19,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from score import claim, machine
+from common import claim, finish, machine
 
-FIXED, PER_ROW, LINES = 300.0, 60.0, 400.0 # limits: MB, bytes a row, MB
+FIXED, PER_ROW, LINES, RUN = 300.0, 60.0, 400.0, 300.0 # limits: MB, bytes a row, MB, MB
 VERIFIED = 2_000_000 # rows up to which the scores are compared with those of the whole table in memory
 
 def peak() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 # MB
@@ -56,6 +60,11 @@ def make_lines(path: Path, megabytes: int, seed: int = 0) -> None:
             size += out.write(line)
             n += 1
 
+def make_run(path: Path, lines: int) -> None:
+    "A run over 100,000 passages with 1,000 hits a query; one relevant passage a query is among them."
+    with open(path, "w", encoding="utf-8") as out:
+        for q in range(max(1, lines // 1000)): out.write("".join(f"q{q} Q0 p{(q * 7 + k * 97) % 100_000} {k + 1} {1000 - k}.5 bm25\n" for k in range(1000)))
+
 def step(name: str, path: str) -> dict:
     "One measured step, in this process."
     from eci_sem.checks import check_file
@@ -67,12 +76,30 @@ def step(name: str, path: str) -> dict:
         base, start = peak(), time.perf_counter()
         rows = sum(len(t) for t in scan_triples(path))
         return dict(rows=rows, seconds=time.perf_counter() - start, peak_mb=peak() - base)
+    if name == "run":
+        lines = sum(1 for _ in open(path))
+        texts = {f"p{i}": f"passage {i}" for i in range(100_000)}
+        options = dict(corpus=texts, queries={f"q{q}": f"query {q}" for q in range(lines // 1000)}, qrels={f"q{q}": {f"p{q * 7 % 100_000}": 1} for q in range(lines // 1000)})
+        base, start = peak(), time.perf_counter()
+        rows = sum(len(t) for t in scan_triples(path, **options))
+        return dict(rows=rows, seconds=time.perf_counter() - start, peak_mb=peak() - base)
+    if name == "folder":
+        import datasets # what is imported on the way is no part of it
+        from eci_sem.trainers import write_layout
+        base, start = peak(), time.perf_counter()
+        report = check_file(path)
+        write_layout((t.select("bm25") for t in report.clean_batches() if "bm25" in t.sources), path + ".folder", "st-labeled-list")
+        return dict(rows=report.rows, seconds=time.perf_counter() - start, peak_mb=peak() - base)
     encoder = load_encoder("glove", cache=False)
     encoder.encode_passages(["warm"], progress=False)
     base, start = peak(), time.perf_counter()
     report = check_file(path)
     out = dict(rows=report.rows, bad=report.bad, check_seconds=time.perf_counter() - start)
     start = time.perf_counter()
+    if name == "rank":
+        from eci_sem.ranked_stream import rank_stream
+        found = rank_stream(report.clean_batches, encoder)
+        return dict(**out, rank_seconds=time.perf_counter() - start, peak_mb=peak() - base, blocks_mb=found.provenance["block_bytes"] / 1e6, table=found.table[["value", "lo", "hi"]].to_dict("index"))
     scores = score_stream(report.clean_batches, encoder)
     out |= dict(score_seconds=time.perf_counter() - start, peak_mb=peak() - base, scores={s: x.value for s, x in scores.items()})
     if report.rows <= VERIFIED: out["difference"] = whole_difference(report, encoder, scores) # after the peak was taken
@@ -102,26 +129,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--megabytes", type=int, default=1024)
+    parser.add_argument("--lines", type=int, default=10_000_000)
+    parser.add_argument("--only", nargs="+", choices=("score", "rank", "folder", "run", "lines"), default=("score", "rank", "folder", "run", "lines"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step: print(json.dumps(step(*args.step))); return 0
     about, results, claims = machine(), {}, []
     with tempfile.TemporaryDirectory() as tmp:
-        for name, make, size in (("score", make_rows, args.rows), ("lines", make_lines, args.megabytes)):
-            if not size: continue
-            path = Path(tmp, name)
+        for make, size, names in ((make_rows, args.rows, ("score", "rank", "folder")), (make_run, args.lines, ("run",)), (make_lines, args.megabytes, ("lines",))):
+            names = [n for n in names if n in args.only]
+            if not size or not names: continue
+            path = Path(tmp, names[0])
             make(path, size)
-            run = subprocess.run([sys.executable, __file__, "--step", name, str(path)], capture_output=True, text=True)
-            if run.returncode: print(run.stderr, file=sys.stderr); return 1
-            results[name] = found = {**json.loads(run.stdout.splitlines()[-1]), "file_mb": path.stat().st_size / 1e6}
-            limit = FIXED + PER_ROW * args.rows / 1e6 if name == "score" else LINES
-            times = ", ".join(f"{k.replace('_', ' ')} {v:.0f}" for k, v in found.items() if k.endswith("seconds"))
-            claims.append(claim(f"streaming ({name}), extra memory at its peak in MB", found["peak_mb"], limit, True, f"{found['rows']:,} rows of a file of {found['file_mb']:.0f} MB; {times}" + (f"; scores equal to those of the whole table within {found['difference']:.0e}" if "difference" in found else "")))
+            for name in names:
+                run = subprocess.run([sys.executable, __file__, "--step", name, str(path)], capture_output=True, text=True)
+                if run.returncode: print(run.stderr, file=sys.stderr); return 1
+                results[name] = found = {**json.loads(run.stdout.splitlines()[-1]), "file_mb": path.stat().st_size / 1e6}
+                limit = {"lines": LINES, "run": RUN}.get(name, FIXED + PER_ROW * args.rows / 1e6 + 3 * found.get("blocks_mb", 0))
+                times = ", ".join(f"{k.replace('_', ' ')} {v:.0f}" for k, v in found.items() if k.endswith("seconds"))
+                claims.append(claim(f"streaming ({name}), extra memory at its peak", found["peak_mb"], limit, True, f"{found['rows']:,} rows of a file of {found['file_mb']:.0f} MB; {times}" + (f"; scores equal to those of the whole table within {found['difference']:.0e}" if "difference" in found else ""), "MB"))
             path.unlink()
-    if args.json:
-        from eci_sem.collection import write_text
-        write_text(args.json, json.dumps(dict(machine=about, claims=claims, measured=results), indent=1) + "\n")
-    return int(not all(c["passed"] for c in claims))
+    return finish(dict(machine=about, claims=claims, measured=results), args.json)
 
 if __name__ == "__main__": sys.exit(main())

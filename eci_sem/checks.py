@@ -20,6 +20,7 @@ import numpy as np
 from .collection import Collection, InputError, atomic_path, normalise
 from .encoders import Encoder
 from .formats import _json, _lines_to, _recognise, scan_triples, write_triples
+from .trainers import LAYOUTS, write_layout
 from .triples import CHECKS, COLUMNS, SCHEMA, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _copies, _group_position, _kind_of, _merge_dropped
 
 # %% ../nbs/02a_checks.ipynb #fc616eea
@@ -98,7 +99,8 @@ class FileReport:
         self.encoder: str | None = None # Name of the encoder
         self.dropped: dict[str, dict[str, int]] = {} # What the reader left out
         self.problem: str | None = None # Why the file can't be read to its end
-        self.lines: list[tuple[int, str]] = [] # The first lines that can't be used, and why
+        self.table = False # Whether it holds rows (Parquet, Arrow) and not lines
+        self.lines: list[tuple[int, str]] = [] # The first lines (from 1) or rows (from 0) of the file that can't be used, and why
         self.bad_lines = 0 # How many there are
 
     @property
@@ -120,7 +122,7 @@ class FileReport:
     def _head(self) -> str:
         many = lambda n, what: f"{n:,} {what}{'' if n == 1 else 's'}"
         what = f"{self.path.name}: {self.format or 'no known format'}, {many(self.rows, 'row')}, {many(len(self.sources), 'source')}"
-        found = [f"{many(self.bad, 'row')} with a problem"] * bool(self.bad) + [f"{many(self.bad_lines, 'line')} that can't be used"] * bool(self.bad_lines) + ["can't be read to its end"] * bool(self.problem)
+        found = [f"{many(self.bad, 'row')} with a problem"] * bool(self.bad) + [f"{many(self.bad_lines, 'row' if self.table else 'line')} that can't be used"] * bool(self.bad_lines) + ["can't be read to its end"] * bool(self.problem)
         return f"{what}; {', '.join(found) or 'no problem found'}"
     def _details(self) -> list[str]:
         cut = lambda x: repr(x if len(x) <= 60 else x[:57] + "...")
@@ -137,7 +139,10 @@ class FileReport:
     def to_json(self) -> str:
         "All of it as JSON, for scripts. [ours]"
         found = {k: getattr(self, k) for k in ("format", "rows", "errors", "problem", "bad_lines", "sources", "counts", "lengths", "encoder", "margins", "worst", "examples", "dropped")}
-        return json.dumps({"file": str(self.path), **found, "lines": [dict(line=n, reason=why) for n, why in self.lines]}, ensure_ascii=False, indent=1)
+        return json.dumps({"file": str(self.path), **found, "lines": [{self._place: n, "reason": why} for n, why in self.lines]}, ensure_ascii=False, indent=1)
+
+    @property
+    def _place(self) -> str: return "row_of_file" if self.table else "line" # "row" counts what was read
 
     def _open(self, rejected: Callable[[int, str, bytes], None], what: str) -> Iterator[Triples]:
         from tqdm.auto import tqdm
@@ -150,7 +155,8 @@ class FileReport:
         rows, known, known_ids, queries = [], _Unique(), _Unique(), defaultdict(_Unique)
         lengths = defaultdict(_Lengths)
         try:
-            self.format = _recognise(self.path, any(self.options.get(k) is not None for k in ("corpus", "queries"))).format
+            found = _recognise(self.path, any(self.options.get(k) is not None for k in ("corpus", "queries")))
+            self.format, self.table = found.format, found.container not in ("jsonl", "text")
             if {self.format, self.options.get("format")} == {"tsv", "qidpidtriples"}: self.format = self.options["format"]
             for t in self._open(rejected, "reading"):
                 keys, (names, (source,)) = _Keys(t), t.distinct("source")
@@ -172,7 +178,7 @@ class FileReport:
         self._repeated = np.unique(keys[1:][keys[1:] == keys[:-1]])
 
     def marked(self,
-        rejected: Callable[[int, str, bytes], None] = lambda *_: None, # Called for each line that can't be used
+        rejected: Callable[[int, str, bytes], None] = lambda *_: None, # Called for each line or row of the file that can't be used
     ) -> Iterator[tuple[int, Triples, np.ndarray]]: # (number of the first row, batch, kind of problem of each row: its place in `CHECKS`, or their number for none)
         "Walk over the file, each row judged. [ours]"
         if self.problem: raise InputError(self.problem)
@@ -230,13 +236,14 @@ class FileReport:
             if len(kept) or gone: yield Triples(kept.table, _merge_dropped(t.dropped, gone))
 
     def write_clean(self,
-        path: str | Path, # .parquet, .jsonl or .jsonl.gz are written batch by batch; another format is put together in memory first
+        path: str | Path, # Parquet, JSONL and sentence-transformers' layouts are written batch by batch; another format is put together in memory first
         format: str | None = None, # As for `Triples.write`
         **options: Any, # As for `Triples.write`
     ) -> Path: # The path
         "Write the rows without a problem, whole or not at all. Raises `InputError`. [ours]"
         path = Path(path)
         if self.rows == self.bad: raise InputError(self.problem or f"{self.path}: every row has a problem, so nothing is left to write.")
+        if format in LAYOUTS and not options: return write_layout(self.clean_batches(), path, format)
         if format not in (None, "parquet", "jsonl") or options: return write_triples(Triples.concat(self.clean_batches()), path, format, **options)
         if (format or _kind_of(path).lstrip(".")) == "parquet":
             import pyarrow.parquet as pq
@@ -256,11 +263,11 @@ class FileReport:
     def write_rejected(self,
         path: str | Path, # .jsonl or .jsonl.gz
     ) -> Path: # The path
-        "Write what was thrown out with the reason, one row a line; a line that can't be used as its text. Raises `InputError`. [ours]"
+        "Write what was thrown out with the file, the place and the reason, one row a line; a line of the file that can't be used as its text, a row as JSON. Raises `InputError`. [ours]"
         with _lines_to(Path(path)) as out:
-            for first, t, kind in self.marked(lambda number, why, line: out(_json({"line": number, "reason": why, "text": line.decode("utf-8", "replace").rstrip("\n")}))):
+            for first, t, kind in self.marked(lambda number, why, line: out(_json({"file": self.path.name, self._place: number, "reason": why, "text": line.decode("utf-8", "replace").rstrip("\n")}))):
                 rows = np.flatnonzero(kind < len(CHECKS))
-                out("".join(_json({"row": first + int(r), "reason": CHECKS[kind[r]], **e}) for r, e in zip(rows, t.take(rows).table.to_pylist())))
+                out("".join(_json({"file": self.path.name, "row": first + int(r), "reason": CHECKS[kind[r]], **e}) for r, e in zip(rows, t.take(rows).table.to_pylist())))
         return Path(path)
 
 def _short(names: Iterable[str]) -> dict[str, str]: # name -> its short form; two names never share one
@@ -292,7 +299,7 @@ def check_file(
     batch: int = _BATCH, # Rows held at a time
     **options: Any, # corpus, queries, qrels, depth, judged_only, format: as for `Triples.read`
 ) -> FileReport:
-    "What is in a file and what is wrong with it, in two walks and bounded memory; a file that can't be read is told, not raised. A bad line of JSONL (but st-labeled-pair), tsv or qidpidtriples is left out; a bad row of another format ends the check. [ours]"
+    "What is in a file and what is wrong with it, in two walks and bounded memory; a file that can't be read is told, not raised. A line or row that can't be used is told and left out, in every format. [ours]"
     for name, value in (("margin_rows", margin_rows), ("examples", examples), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1: raise InputError(f"{name} is {value!r}, expected a whole number of at least 1.")
     if encoder is not None and not hasattr(encoder, "encode_queries"): raise InputError(f"encoder is {type(encoder).__name__}, expected an Encoder, e.g. load_encoder('minilm').")

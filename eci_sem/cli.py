@@ -31,6 +31,7 @@ _RANK_EXAMPLES = """examples:
   eci-sem rank triples.parquet --encoder minilm --config residual=unit --config space=centred --json
   eci-sem rank run.bm25.trec run.dense.trec --encoder minilm --corpus corpus.jsonl --queries queries.jsonl --qrels qrels/test.tsv --depth 20
   eci-sem rank triples.jsonl --encoder glove --explain --examples 3
+  eci-sem rank ten-million-rows.parquet --encoder minilm --stream
 
 factors for --config: consistency = sigmoid | calibrated | step | none, locality = margin | cosine | none, product = a*l | fisher | gradient,
 overlap = query | positive | jaccard | none, residual = tangent | difference | unit, space = raw | centred"""
@@ -158,6 +159,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="cpu", help="where to encode: cpu, cuda, ... (default: cpu)")
     p.add_argument("--collection", metavar="NAME", help="where the triples come from: its judgments show false negatives, its corpus gives the IDF (default: the triples alone)")
     p.add_argument("--tokenizer", default="word", help="for the lexical overlap: word, stem or wordpiece (default: word)")
+    p.add_argument("--stream", action="store_true", help="hold a batch of the triples at a time, for files of millions of rows: ECI_sem of the sources as they are, with intervals from blocks of queries; no hybrids, no ECI_net")
     p.add_argument("--tau", metavar="X", help="temperature, in units of cosine similarity (default: 0.05)")
     p.add_argument("--gain", metavar="X", help="factor of the information matrix: a number, d or 1/tau^2 (default: 1)")
     p.add_argument("--config", action="append", default=[], metavar="KEY=VALUE", help="another form of a factor, see below; may be repeated")
@@ -296,8 +298,23 @@ def _read(files: Sequence[str], **options: object):
         parts.append(part)
     return parts[0] if len(parts) == 1 else Triples.concat(parts)
 
+def _rank_stream(args: argparse.Namespace, out: Path | None) -> int:
+    for flag, given in (("--explain", args.explain), ("--examples", args.examples)):
+        if given: raise InputError(f"{flag} needs the triples, which --stream does not hold: leave out one of the two.")
+    config = _config(args.config, args.tau, args.gain)
+    from eci_sem.encoders import load_encoder
+    from eci_sem.ranked_stream import rank_files
+    encoder, collection = load_encoder(args.encoder, device=args.device), named_collection(args.collection) if args.collection else None
+    with _as_options(): ranking = rank_files(args.files, encoder, config, collection=collection, tokenizer=args.tokenizer, reading=_reading(args), resamples=args.resamples, seed=args.seed)
+    if out: write_text(out, {".csv": lambda: ranking.frame().to_csv(), ".json": ranking.to_json, ".tex": ranking.to_latex}[out.suffix]())
+    def data() -> dict:
+        import json
+        return json.loads(ranking.to_json()) | dict(advice=ranking.advice())
+    return _say(args, f"{ranking}\n\n{ranking.advice()}", data)
+
 def _rank(args: argparse.Namespace) -> int:
     out = _out(args.out, (".csv", ".json", ".tex")) if args.out else None
+    if args.stream: return _rank_stream(args, out)
     config, triples = _config(args.config, args.tau, args.gain), _read(args.files, **_reading(args))
     from eci_sem.encoders import load_encoder
     from eci_sem.rank import rank_sources

@@ -220,23 +220,24 @@ def ask_negatives(
     header = endpoint_header(endpoint, config)
     path = endpoint_store(endpoint, config) if store is None else Path(store)
     line = _Endpoint(endpoint, config) if ask and not path.exists() else None # a missing key is told before a file is made; a finished store needs none
-    book, limit, asked = _Store(path if ask or path.exists() else None, header), config.attempts * num_negatives, 0
-    def judged(key: str, before: int):
-        rows = {a: {**r, "raw": _THOUGHT.sub("", r["raw"])} for a, r in book.rows.get(key, {}).items() if a < before}
-        return _judge(rows, unique[key].positive, config, num_negatives)
-    for attempt in range(limit if ask else 0):
-        todo = [k for k in unique if len(judged(k, attempt)[0]) < num_negatives and attempt not in book.rows.get(k, {})]
-        if not todo: continue
-        line = line or _Endpoint(endpoint, config)
-        with tqdm(total=len(todo), desc=f"attempt {attempt + 1} of {limit}", unit="text", disable=None) as bar:
-            if not asked:
-                with line.told(book): book.append([line.first(unique[todo[0]], attempt)])
-                todo, asked = todo[1:], 1; bar.update()
-            with line.told(book):
-                for _ in line.each([(unique[k], attempt) for k in todo], book): asked += 1; bar.update()
-    if line: line.client.close()
-    done = {k: judged(k, limit) for k in unique}
-    seen = [r for _, rows in done.values() for r in rows]
-    tokens, prompts = (sum(r.get(k) or 0 for r in seen) for k in ("tokens", "prompt_tokens"))
-    return Answered({k: kept[0]["text"] for k, (kept, _) in done.items() if kept}, [r for kept, _ in done.values() for r in kept], dict(Counter(r["outcome"] for r in seen)), [k for k, (kept, _) in done.items() if len(kept) < num_negatives],
-        tokens, sum(r.get("seconds", 0.0) for r in seen), prompts, sum(bool(r.get("uncounted")) for r in seen), asked, None if endpoint.price_in is None else (prompts * endpoint.price_in + tokens * endpoint.price_out) / 1e6)
+    limit, asked = config.attempts * num_negatives, 0
+    with _Store(path if ask or path.exists() else None, header, write=ask) as book:
+        def judged(key: str, before: int):
+            rows = {a: {**r, "raw": _THOUGHT.sub("", r["raw"])} for a, r in book.rows.get(key, {}).items() if a < before}
+            return _judge(rows, unique[key].positive, config, num_negatives)
+        for attempt in range(limit if ask else 0):
+            todo = [k for k in unique if len(judged(k, attempt)[0]) < num_negatives and attempt not in book.rows.get(k, {})]
+            if not todo: continue
+            line = line or _Endpoint(endpoint, config)
+            with tqdm(total=len(todo), desc=f"attempt {attempt + 1} of {limit}", unit="text", disable=None) as bar:
+                if not asked:
+                    with line.told(book): book.append([line.first(unique[todo[0]], attempt)])
+                    todo, asked = todo[1:], 1; bar.update()
+                with line.told(book):
+                    for _ in line.each([(unique[k], attempt) for k in todo], book): asked += 1; bar.update()
+        if line: line.client.close()
+        done = {k: judged(k, limit) for k in unique}
+        seen = [r for _, rows in done.values() for r in rows]
+        tokens, prompts = (sum(r.get(k) or 0 for r in seen) for k in ("tokens", "prompt_tokens"))
+        return Answered({k: kept[0]["text"] for k, (kept, _) in done.items() if kept}, [r for kept, _ in done.values() for r in kept], dict(Counter(r["outcome"] for r in seen)), [k for k, (kept, _) in done.items() if len(kept) < num_negatives],
+            tokens, sum(r.get("seconds", 0.0) for r in seen), prompts, sum(bool(r.get("uncounted")) for r in seen), asked, None if endpoint.price_in is None else (prompts * endpoint.price_in + tokens * endpoint.price_out) / 1e6)

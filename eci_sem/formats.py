@@ -4,15 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'Rejected', 'Format', 'formats_table', 'recognise', 'scan_triples', 'read_triples', 'frame_triples',
-           'to_dataset', 'write_triples']
+           'write_triples']
 
 # %% ../nbs/01a_formats.ipynb #096a194c
-import gzip
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,8 +20,9 @@ from typing import Any
 import pyarrow as pa
 
 from .collection import Collection, InputError, atomic_path, decode_line, json_object, read_lines, unknown_name
-from .layouts import ADAPTERS, Reading, _msmarco_ids, fields, is_header, labeled_pairs, layout_of, read_qrels, read_run, read_texts, run_triples
-from .triples import COLUMNS, DEFAULT_SOURCE, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _batches, _complete, _json_values, _kind_of, _merge_dropped, _need_texts
+from .layouts import ADAPTERS, Place, Reading, _msmarco_ids, fields, is_header, labeled_pairs, layout_of, read_qrels, read_texts, run_blocks, run_negatives, run_triples
+from .trainers import _json, _lines_to, _one_source, _rows, to_dataset, write_layout
+from .triples import COLUMNS, DEFAULT_SOURCE, SCHEMA, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _batches, _complete, _json_values, _kind_of, _merge_dropped, _need_texts
 
 # %% ../nbs/01a_formats.ipynb #fa1472a2
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ FORMATS: dict[str, Format] = {f.name: f for f in (
     Format("tevatron", "Tevatron JSONL: query, positive_passages, negative_passages", True, True, True, (), (), "rank, score", _SAMPLES),
     Format("msmarco", "MS MARCO hard negatives JSONL: qid, pos, neg by system; .gz", True, True, True, ("corpus", "queries"), (), "texts (in files of their own), score; rank becomes the place in the list", f"runs on scifact and cranfield; {_SAMPLES}"),
     Format("qidpidtriples", "ids of query, positive, negative between tabs; a first line that names columns is skipped", True, True, True, ("corpus", "queries"), (), "texts (in files of their own), source (one is allowed), rank, score", f"runs on scifact and cranfield; {_SAMPLES}"),
-    Format("trec", "a TREC run, with judgments: negatives are retrieved and not relevant", True, True, False, ("corpus", "queries", "qrels"), ("depth", "judged_only"), "texts and judgments (in files of their own); rank becomes the place by score", f"runs on scifact and cranfield with their judgments; {_SAMPLES}"),
+    Format("trec", "a TREC run, with judgments: negatives are retrieved and not relevant", True, True, True, ("corpus", "queries", "qrels"), ("depth", "judged_only"), "texts and judgments (in files of their own); rank becomes the place by score", f"runs on scifact and cranfield with their judgments; {_SAMPLES}"),
     Format("frame", "a pandas, polars or pyarrow frame, a datasets Dataset, or anything with Arrow's stream interface; any of the layouts above that hold texts", True, False, False, (), (), "", "mine_hard_negatives on scifact; nq-triples-sample"))}
 _READ_OPTIONS = ("corpus", "queries", "qrels", "depth", "judged_only")
 
@@ -187,7 +184,36 @@ def _plain_table(table: pa.Table) -> pa.Table:
     schema = pa.schema([f.with_type(_no_views(f.type)) for f in table.schema])
     return table if schema == table.schema else table.cast(schema)
 
-def _tables(found: _Found, path: Path, size: int) -> Iterator[pa.Table]:
+Rejected = Callable[[int, str, bytes], None]
+
+def _row_of(table: pa.Table) -> bytes: # its first row, as JSON
+    def value(x):
+        try: return x.as_py()
+        except UnicodeDecodeError: return x.as_buffer().to_pybytes().decode("utf-8", "replace") if hasattr(x, "as_buffer") else "(not UTF-8)"
+    return json.dumps({n: value(c[0]) for n, c in zip(table.column_names, table.columns)}, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+
+def _pieces(table: pa.Table, first: int, judge: Callable[[pa.Table, int], pa.Table], rejected: Rejected | None) -> Iterator[tuple[int, pa.Table]]:
+    # (number of the first row, what `judge` makes) of the longest pieces that it takes; a row that it refuses by itself is rejected
+    try: yield first, judge(table, first); return
+    except InputError as e:
+        if rejected is None: raise
+        if len(table) == 1: rejected(first, str(e), _row_of(table)); return
+    half = len(table) // 2
+    yield from _pieces(table.slice(0, half), first, judge, rejected)
+    yield from _pieces(table.slice(half), first + half, judge, rejected)
+
+def _valid(path: Path, batch: pa.RecordBatch, first: int, rejected: Rejected | None) -> Iterator[tuple[int, pa.Table]]:
+    table = pa.Table.from_batches([batch])
+    table.validate()
+    def judge(piece: pa.Table, first: int) -> pa.Table:
+        try: piece.validate(full=True)
+        except pa.ArrowException as e:
+            if rejected is None: raise
+            raise InputError(f"{path}: row {first} (counting from 0): can't be read ({str(e).splitlines()[0]}).") from None
+        return _plain_table(piece)
+    yield from _pieces(table, first, judge, rejected)
+
+def _tables(found: _Found, path: Path, size: int, rejected: Rejected | None = None) -> Iterator[tuple[int, pa.Table]]: # (number of the first row, rows)
     native = [c for c in (*COLUMNS, "negatives") if c in found.names] if found.format == "parquet" else None
     if found.container == "parquet":
         import pyarrow.parquet as pq
@@ -197,14 +223,12 @@ def _tables(found: _Found, path: Path, size: int) -> Iterator[pa.Table]:
                 groups.append(g); held += f.metadata.row_group(g).num_rows
                 if held < size and g < f.num_row_groups - 1: continue
                 for batch in f.iter_batches(size, row_groups=groups, columns=native):
-                    table = pa.Table.from_batches([batch])
-                    table.validate(full=True)
-                    rows += len(table)
-                    yield _plain_table(table)
+                    yield from _valid(path, batch, rows, rejected)
+                    rows += len(batch)
                 groups, held = [], 0
             if rows != f.metadata.num_rows: raise InputError(f"{path}: holds {rows:,} rows, but says {f.metadata.num_rows:,}; write it again or fetch it again.")
         return
-    schema = None
+    schema, rows = None, 0
     for file in found.files:
         with open(file, "rb") as raw:
             raw.seek(max(0, file.stat().st_size - 8))
@@ -214,35 +238,31 @@ def _tables(found: _Found, path: Path, size: int) -> Iterator[pa.Table]:
                 schema = schema or f.schema
                 if f.schema != schema: raise InputError(f"{file}: has other columns than the first file of the data set.")
                 for batch in f:
-                    batch.validate(full=True)
-                    for start in range(0, len(batch), size): yield _plain_table(pa.Table.from_batches([batch.slice(start, size)]).select(native or list(found.names)))
+                    for start in range(0, len(batch), size): yield from _valid(path, batch.slice(start, size).select(native or list(found.names)), rows + start, rejected)
+                    rows += len(batch)
                 if raw.read(1): raise InputError(f"{file}: holds something after its end mark; save the data set again.")
 
-def _table_rows(tables: Iterable[pa.Table], path: object) -> Iterator[tuple[str, dict[str, Any]]]:
-    n = 0
-    for table in tables:
+def _table_rows(tables: Iterable[tuple[int, pa.Table]], path: object) -> Iterator[tuple[Place, dict[str, Any]]]:
+    for n, table in tables:
         for batch in table.to_batches(max_chunksize=1024):
             for row in batch.to_pylist():
-                yield f"{path}: row {n} (counting from 0)", row
+                yield Place.of(f"{path}: row {n} (counting from 0)", n, row), row
                 n += 1
 
-Rejected = Callable[[int, str, bytes], None]
-
-def _adapted(found: _Found, path: Path, rows: Iterable[tuple[str, dict[str, Any]]], reading: Reading) -> Iterator[tuple[str, Iterable[tuple]]]:
-    if found.format == "st-labeled-pair": return labeled_pairs(rows, reading)
+def _adapted(found: _Found, rows: Iterable[tuple[Place, dict[str, Any]]], reading: Reading, rejected: Rejected | None = None) -> Iterator[tuple[str, Iterable[tuple]]]:
+    if found.format == "st-labeled-pair": yield from labeled_pairs(rows, reading, rejected); return
     adapt = ADAPTERS.get(found.format) or (lambda row, where, _: _json_values(row, where))
-    return ((where, adapt(row, where, reading)) for where, row in rows)
+    for where, row in rows:
+        values = adapt(row, where, reading)
+        if rejected is not None:
+            try:
+                values = list(values)
+                try: "".join(x for v in values for x in v[:7] if x).encode()
+                except UnicodeEncodeError: list(_batches([(where, values)])) # names the column
+            except InputError as e: where.reject(rejected, e); continue
+        yield where, values
 
-def _tolerant(found: _Found, path: Path, reading: Reading, rejected: Rejected) -> Iterator[tuple[str, Iterable[tuple]]]:
-    def one(number, line):
-        values = list(next(_adapted(found, path, [(f"{path}:{number}", json_object(line, path, number))], reading))[1])
-        try: "".join(x for v in values for x in v[:7] if x).encode()
-        except UnicodeEncodeError: list(_batches([(f"{path}:{number}", values)])) # names the column
-        return values
-    for number, line in read_lines(path):
-        try: values = one(number, line)
-        except InputError as e: rejected(number, str(e), line)
-        else: yield f"{path}:{number}", values
+_HELD = 10_000_000 # lines of a run that is held whole, because its queries come back
 
 def _texts_of(found: _Found, rows: Iterable[tuple[str, dict[str, Any]] | tuple[int, list[str]]], options: dict[str, Any], reading: Reading) -> None:
     files = [isinstance(options[k], (str, Path)) for k in ("queries", "corpus")]
@@ -256,17 +276,25 @@ def _texts_of(found: _Found, rows: Iterable[tuple[str, dict[str, Any]] | tuple[i
     reading.queries, reading.passages = read_texts(options["queries"], "query", queries), read_texts(options["corpus"], "passage", passages)
 
 def _values(found: _Found, path: Path, options: dict[str, Any], reading: Reading, size: int, rejected: Rejected | None) -> Iterator[tuple[str, Iterable[tuple]]]:
+    quiet = None if rejected is None else lambda *_: None # of a first walk: told in the second
     def walk(expected, rejected): return ((n, row) for n, row in fields(path, 3, expected, rejected=rejected) if n > 1 or not is_header(row))
     if found.format == "tsv": yield from ((f"{path}:{n}", [(None, None, None, *row, None, None, None)]) for n, row in walk("query, positive, negative", rejected)); return
     if found.format == "trec":
-        run, qrels = read_run(path), read_qrels(options["qrels"])
-        asked = {q for _, q in run}
-        passages = {d for docs in run.values() for d, _ in docs} | {d for q in asked for d, g in qrels.get(q, {}).items() if g > 0}
+        qrels, how, asked, passages = read_qrels(options["qrels"]), (options["depth"], bool(options["judged_only"])), set(), set()
+        def comes_back(blocks): # whether a query does; which texts are named
+            seen = set()
+            for tag, q, hits in blocks:
+                if (key := hash((tag, q))) in seen: return True
+                seen.add(key)
+                relevant, kept = run_negatives(hits, qrels.get(q, {}), *how, Counter())
+                if files and kept: asked.add(q); passages.update(relevant, (h.document for _, h in kept))
+        files, run = any(isinstance(options[k], (str, Path)) for k in ("queries", "corpus")), None
+        if comes_back(run_blocks(path, quiet)): comes_back(run := list(run_blocks(path, rejected, _HELD)))
         reading.queries, reading.passages = read_texts(options["queries"], "query", asked), read_texts(options["corpus"], "passage", passages)
-        yield from run_triples(run, qrels, reading, str(path), options["depth"], bool(options["judged_only"])); return
+        yield from run_triples(run_blocks(path, rejected) if run is None else run, qrels, reading, str(path), *how, rejected); return
     if found.format == "qidpidtriples":
         expected = "query id, positive id, negative id"
-        _texts_of(found, walk(expected, rejected and (lambda *_: None)), options, reading) # told in the walk below
+        _texts_of(found, walk(expected, quiet), options, reading)
         for n, (q, p, d) in walk(expected, rejected):
             where = f"{path}:{n}"
             try: values = [(q, p, d, reading.queries.text(q, where), reading.passages.text(p, where), reading.passages.text(d, where), None, None, None)]
@@ -275,17 +303,16 @@ def _values(found: _Found, path: Path, options: dict[str, Any], reading: Reading
                 rejected(n, str(e), f"{q}\t{p}\t{d}\n".encode()); continue
             yield where, values
         return
-    def rows(skip=False):
-        if found.container != "jsonl": yield from _table_rows(_tables(found, path, size), path); return
+    def rows(rejected):
+        if found.container != "jsonl": yield from _table_rows(_tables(found, path, size, rejected), path); return
         for n, line in read_lines(path):
             try: row = json_object(line, path, n)
-            except InputError:
-                if skip: continue
-                raise
-            yield f"{path}:{n}", row
-    if found.format == "msmarco": _texts_of(found, rows(skip=rejected is not None), options, reading)
-    if rejected and found.container == "jsonl" and found.format != "st-labeled-pair": yield from _tolerant(found, path, reading, rejected)
-    else: yield from _adapted(found, path, rows(), reading)
+            except InputError as e:
+                if rejected is None: raise
+                rejected(n, str(e), line); continue
+            yield Place.of(f"{path}:{n}", n, line), row
+    if found.format == "msmarco": _texts_of(found, rows(quiet), options, reading)
+    yield from _adapted(found, rows(rejected), reading, rejected)
 
 def _parquet_dropped(path: Path) -> dict[str, dict[str, int]]:
     import pyarrow.parquet as pq
@@ -308,10 +335,12 @@ def _chunks(found: _Found, path: Path, source: str | None, options: dict[str, An
             return
         _need_texts(found.names, str(path))
         if found.container == "parquet": reading.dropped.update({s: Counter(r) for s, r in _parquet_dropped(path).items()})
-        first = 0
-        for table in _tables(found, path, size):
-            with _arrow_errors(path): done = _complete(table, str(path), source, first)
-            first += len(table)
+        complete = lambda table, first: _complete(table, str(path), source, first)
+        for first, table in _tables(found, path, size, rejected and reject):
+            with _arrow_errors(path):
+                if rejected: complete(table.slice(0, 0), 0) # a column that can't be used is no matter of rows
+                pieces = [done for _, done in _pieces(table, first, complete, rejected and reject)]
+                done = pieces[0] if len(pieces) == 1 else pa.concat_tables(pieces or [SCHEMA.empty_table()]).combine_chunks()
             for start in range(0, len(done), size): yield done.slice(start, size)
     def dropped():
         now = {s: dict(r) for s, r in reading.dropped.items()}
@@ -348,7 +377,7 @@ def scan_triples(
     judged_only: bool = False, # As for `read_triples`
     format: str | None = None, # As for `read_triples`
     batch: int = _BATCH, # Rows held at a time, at most
-    rejected: Rejected | None = None, # Called with (line number, reason, line) for a line of JSONL (but st-labeled-pair), tsv or qidpidtriples that can't be used, which is then left out; None: the first such line is an error
+    rejected: Rejected | None = None, # Called with (number, reason, content) for a line (from 1) or a row of Parquet or Arrow (from 0) that can't be used, which is then left out; None: the first one is an error
 ) -> Iterator[Triples]: # Batches in the order of the file
     "Walk over a file of any size in bounded memory. Raises `InputError`. [ours]"
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1: raise InputError(f"batch is {batch!r}, expected a whole number of at least 1.")
@@ -403,24 +432,12 @@ def frame_triples(
     if layout == "msmarco": raise InputError(f"{where}: holds ids (qid, pos, neg); write it as JSONL, and read that with corpus= and queries=.")
     found = _Found(layout, "frame", tuple(table.column_names))
     reading = Reading(found.names)
-    batches = list(_batches(_adapted(found, Path(where), _table_rows([table], where), reading)))
+    batches = list(_batches(_adapted(found, _table_rows([(0, table)], where), reading)))
     if not batches: raise InputError(f"{where}: holds no rows.")
     t = _complete(pa.Table.from_batches(batches), where, source)
     return Triples(t, {source or s: dict(r) for s, r in reading.dropped.items()})
 
 # %% ../nbs/01a_formats.ipynb #a51b2ad1
-@contextmanager
-def _lines_to(path: Path) -> Iterator[Callable[[str], Any]]:
-    with atomic_path(path) as tmp, open(tmp, "wb") as raw:
-        # no file name and no time in the header, or the bytes would differ from run to run
-        out = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.name.endswith(".gz") else raw
-        yield lambda text: out.write(text.encode())
-        if out is not raw: out.close()
-
-def _rows(t: Triples) -> Iterator[dict[str, Any]]: return chain.from_iterable(b.to_pylist() for b in t.table.to_batches(max_chunksize=_BATCH))
-def _json(row: dict[str, Any]) -> str: return json.dumps(row, ensure_ascii=False) + "\n"
-def _one_source(t: Triples, format: str) -> None:
-    if len(t.sources) > 1: raise InputError(f"the table holds the sources {', '.join(t.sources)}, and {format!r} has no place for them; write each one: triples.select(source).write(...), or take another format.")
 def _groups(t: Triples, *columns: str) -> Iterator[list[dict[str, Any]]]: return (list(g) for _, g in groupby(_rows(t), key=lambda r: tuple(r[c] for c in columns)))
 
 def _write_parquet(t: Triples, path: Path) -> None:
@@ -442,7 +459,7 @@ def _no_header(t: Triples, columns: tuple[str, ...]) -> None:
     if is_header([t.table.column(c)[0].as_py() for c in columns]): raise InputError("the first row would be read as a header (query, positive, negative); put another row first, or take another format.")
 
 def _write_tsv(t: Triples, path: Path) -> None:
-    _one_source(t, "tsv")
+    _one_source(t.sources, "tsv")
     _no_header(t, TEXT_COLUMNS)
     with _lines_to(path) as out:
         for r in _rows(t): out("\t".join(_field(r[c], f"the {c}") for c in TEXT_COLUMNS) + "\n")
@@ -458,49 +475,6 @@ def _write_tevatron(t: Triples, path: Path) -> None:
     with _lines_to(path) as out:
         for g in _groups(t, "query_id", "query", "positive_id", "positive", "source"): out(_json({"query_id": g[0]["query_id"], "query": g[0]["query"], "positive_passages": [passage(g[0], "positive")],
             "negative_passages": [passage(r, "negative") for r in g], **({"source": g[0]["source"]} if named else {})}))
-
-def _layout_rows(t: Triples, format: str) -> list[dict[str, Any]]:
-    _one_source(t, format)
-    if format == "st-triplet": return [{"anchor": r["query"], "positive": r["positive"], "negative": r["negative"]} for r in _rows(t)]
-    groups = list(_groups(t, "query_id", "query", "positive_id", "positive"))
-    if format == "st-labeled-list": return [{"query": g[0]["query"], "passages": [g[0]["positive"], *(r["negative"] for r in g)], "labels": [1] + [0] * len(g)} for g in groups]
-    counts = Counter(map(len, groups))
-    if len(counts) > 1: raise InputError(f"the rows of a query and positive that follow one another number {min(counts)} to {max(counts)}, and {format!r} holds one number of negatives for all; take 'st-labeled-list', or as many negatives for each.")
-    return [{"anchor": g[0]["query"], "positive": g[0]["positive"], **{f"negative_{k}": r["negative"] for k, r in enumerate(g, 1)}} for g in groups]
-
-def to_dataset(
-    triples: Triples, # Of one source
-    layout: str = "st-triplet", # st-triplet, st-n-tuple or st-labeled-list
-): # A datasets.Dataset
-    "The triples as a data set that sentence-transformers' trainers take. Raises `InputError`. [ours]"
-    if layout not in (known := ("st-triplet", "st-n-tuple", "st-labeled-list")): raise unknown_name("layout", layout, known)
-    try: import datasets
-    except ImportError: raise InputError("a data set is made by the datasets package, which is not installed: pip install 'eci_sem[train]'; or write a .jsonl or .parquet file.") from None
-    return datasets.Dataset.from_list(_layout_rows(triples, layout))
-
-def _write_dataset(t: Triples, path: Path, format: str) -> None:
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        rows = _layout_rows(t, format)
-        with _lines_to(path) as out: out("".join(map(_json, rows)))
-        return
-    if path.name.endswith(".parquet"):
-        import pyarrow.parquet as pq
-        table = pa.Table.from_pylist(_layout_rows(t, format))
-        with atomic_path(path) as tmp: pq.write_table(table, tmp, compression="zstd", write_page_checksum=True)
-        return
-    if path.exists() and not (path / "state.json").exists(): raise InputError(f"{path}: is there already, and is no saved data set; give another path, or one that ends in .jsonl or .parquet.")
-    data = to_dataset(t, format)
-    import datasets
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp, bars = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")), datasets.are_progress_bars_disabled()
-    try:
-        datasets.disable_progress_bars()
-        data.save_to_disk(str(tmp / "new"))
-        if path.exists(): os.replace(path, tmp / "old")
-        os.replace(tmp / "new", path)
-    finally:
-        if not bars: datasets.enable_progress_bars()
-        shutil.rmtree(tmp, ignore_errors=True)
 
 def _write_texts(t: Triples, path: str | Path, kinds: tuple[str, ...]) -> None:
     texts: dict[str, str] = {}
@@ -530,7 +504,7 @@ def _word(text: str, what: str) -> str:
     return text
 
 def _write_ids(t: Triples, path: Path) -> None:
-    _one_source(t, "qidpidtriples")
+    _one_source(t.sources, "qidpidtriples")
     _no_header(t, COLUMNS[:3])
     with _lines_to(path) as out:
         for r in _rows(t): out("\t".join(_word(r[c], f"the {c}") for c in COLUMNS[:3]) + "\n")
@@ -569,7 +543,9 @@ def write_triples(
     for name, value in (("corpus", corpus), ("queries", queries), ("qrels", qrels)):
         if value is not None and name not in FORMATS[format].needs: raise InputError(f"format {format!r} has no use for {name}=; leave it out.")
     if not len(triples) and format not in ("parquet", "jsonl"): raise InputError(f"{path}: the table has no rows to write.")
-    if format.startswith("st-"): _write_dataset(triples, path, format)
+    if format.startswith("st-"):
+        _one_source(triples.sources, format)
+        write_layout([triples], path, format)
     elif format == "trec": _write_trec(triples, path, qrels)
     else: _WRITERS[format](triples, path)
     if corpus is not None: _write_texts(triples, corpus, ("positive", "negative"))

@@ -63,8 +63,9 @@ def _explode(table: pa.Table, where: str, first: int = 0) -> pa.Table:
     if short >= 0: raise InputError(f"{where}: row {first + short} (counting from 0): 'negatives' is empty; a triple needs a negative: leave the row out.")
     extra = next((c for c in ("negative_id", "rank", "score") if c in table.column_names and table.column(c).null_count < len(table)), None)
     if extra: raise InputError(f"{where}: column {extra!r} stands beside the lists 'negatives'; write one row for each negative instead.")
-    keep = table.drop_columns([c for c in ("negatives", "negative_id", "rank", "score") if c in table.column_names])
-    return keep.take(pc.list_parent_indices(lists)).append_column("negative", pc.list_flatten(lists))
+    keep, of, flat = table.drop_columns([c for c in ("negatives", "negative_id", "rank", "score") if c in table.column_names]), pc.list_parent_indices(lists), pc.list_flatten(lists)
+    if flat.null_count: raise InputError(f"{where}: row {first + of[pc.index(pc.is_null(flat), True).as_py()].as_py()} (counting from 0): 'negatives' holds null, expected strings.")
+    return keep.take(of).append_column("negative", flat)
 
 def _need_texts(names: Sequence[str], where: str) -> None:
     missing = next((c for c in TEXT_COLUMNS if c not in names and not (c == "negative" and "negatives" in names)), None)

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from .collection import Collection, InputError, Pair, cache_dir, normalise, read_jsonl, sha256_text, unknown_name, write_text
+from .collection import Collection, InputError, Pair, cache_dir, json_object, normalise, read_jsonl, read_lines, sha256_text, unknown_name, write_text
 
 # %% ../nbs/03a_writer.ipynb #8e2eb0d1
 def _whole(name: str, value: Any, least: int) -> None:
@@ -215,21 +216,54 @@ class _Writer:
 
 # %% ../nbs/03a_writer.ipynb #e901ab33
 class _Store:
-    "Raw texts by key and attempt, in a JSONL file whose first line says what wrote them."
-    def __init__(self, path: str | Path | None, header: dict[str, Any]):
-        self.path, self.rows = None if path is None else Path(path), {}
+    "Raw texts by key and attempt, in a JSONL file whose first line says what wrote them; one job at a time writes to it."
+    def __init__(self, path: str | Path | None, header: dict[str, Any], write: bool = True):
+        self.path, self.rows, self.lock, self.closed = None if path is None else Path(path), {}, None, False
         if self.path is None: return
-        if self.path.exists() and self.path.stat().st_size:
-            whole = self.path.read_bytes()
-            end = whole.rfind(b"\n") + 1
-            if end < len(whole):
-                warnings.warn(f"{self.path}: the last line was cut off, as after a crash; it is dropped and written again.")
-                os.truncate(self.path, end)
-            if end: return self._read(header)
-        write_text(self.path, json.dumps(header) + "\n")
+        try:
+            if write: self._hold()
+            if self.path.exists() and self.path.stat().st_size:
+                whole = self.path.read_bytes()
+                end = whole.rfind(b"\n") + 1
+                if end < len(whole) and write:
+                    warnings.warn(f"{self.path}: the last line was cut off, as after a crash; it is dropped and written again.")
+                    os.truncate(self.path, end)
+                if end: return self._read(header)
+            if write: write_text(self.path, json.dumps(header) + "\n")
+        except BaseException: self.close(); raise
+    def __enter__(self) -> "_Store": return self
+    def __exit__(self, *_: object) -> None: self.close()
+
+    def _hold(self) -> None:
+        # the system frees a lock when its holder ends, however that happens
+        import fcntl
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f".{self.path.name}.lock")
+        while True:
+            lock = open(beside, "a+", encoding="utf-8")
+            try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip()
+                lock.close()
+                raise InputError(f"{self.path}: another job{f' (process {holder})' if holder else ''} is writing to this store. Wait until it ends and run again: what it wrote is not written twice; or give another store.") from None
+            except OSError as e: # a file system without locks
+                warnings.warn(f"{self.path}: can't be locked ({e.strerror}): see to it that no other job writes to this store.")
+                lock.close(); return
+            try: same = os.path.samestat(os.fstat(lock.fileno()), os.stat(beside))
+            except FileNotFoundError: same = False
+            if same: break # else the one before took it away as it ended
+            lock.close()
+        self.lock = lock, beside
+        try: lock.truncate(0); lock.write(str(os.getpid())); lock.flush()
+        except OSError: pass # a full disk: nobody is named
+
+    def close(self) -> None:
+        self.closed, held, self.lock = True, self.lock, None
+        if held: held[1].unlink(missing_ok=True); held[0].close()
 
     def _read(self, header: dict[str, Any]) -> None:
-        lines = read_jsonl(self.path)
+        lines = ((n, json_object(line, self.path, n)) for n, line in read_lines(self.path) if line.endswith(b"\n")) # another job may be at its last line
         _, found = next(lines)
         mine, theirs = _written_with(header), _written_with(found)
         if theirs["format"] != mine["format"]: raise InputError(f"{self.path}:1: no header of a store of generated texts (format {theirs['format']!r}, expected {mine['format']!r}); give another path.")
@@ -241,7 +275,7 @@ class _Store:
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         for row in rows: self.rows.setdefault(row["key"], {})[row["attempt"]] = row
-        if self.path is None or not rows: return
+        if self.path is None or not rows or self.closed: return # an answer that comes in after the end is nobody's
         try:
             with open(self.path, "a", encoding="utf-8") as f:
                 f.write("".join(json.dumps(row) + "\n" for row in rows))
@@ -293,32 +327,33 @@ def write_negatives(
     for p in _check_pairs(pairs): unique.setdefault(pair_key(p.query, p.positive), p)
     known = {k: {int(r["attempt"]): {**r, "key": k}} for k, r in (known or {}).items() if k in unique}
     wanting = [k for k in unique if len(known.get(k, {})) < num_negatives]
-    book, writer, limit = _Store(store, writer_header(config, model)) if wanting else None, None, config.attempts * num_negatives
-    def judged(key: str, before: int):
-        # the attempts before a known text were of no use when it was chosen, whatever is in the store
-        own, given = book.rows.get(key, {}) if book else {}, known.get(key, {})
-        return _judge({**{a: r for a, r in own.items() if max(given, default=-1) < a < before}, **given}, unique[key].positive, config, num_negatives)
-    for attempt in range(limit):
-        # the batches of an attempt follow from the pairs and the earlier attempts, not from where a job stopped
-        todo = [k for k in wanting if attempt > max(known.get(k, ()), default=-1) and len(judged(k, attempt)[0]) < num_negatives]
-        if all(attempt in book.rows.get(k, {}) for k in todo): continue
-        writer = writer or _Writer(model, config, device)
-        prompts = {k: writer.prompt(unique[k]) for k in todo}
-        todo.sort(key=lambda k: (prompts[k][0], k)) # prompts of like length share a batch
-        with tqdm(total=len(todo), desc=f"attempt {attempt + 1} of {limit}", unit="text", disable=None) as bar:
-            for start in range(0, len(todo), batch_size):
-                batch = todo[start:start + batch_size]
-                new = {k for k in batch if attempt not in book.rows.get(k, {})}
-                if new:
-                    began = time.perf_counter()
-                    written = writer.write([prompts[k][1] for k in batch], [_text_seed(config.seed, k, attempt) for k in batch])
-                    each = round((time.perf_counter() - began) / len(new), 4)
-                    book.append([dict(key=k, attempt=attempt, query_id=unique[k].query_id, positive_id=unique[k].positive_id, tokens=n, seconds=each, raw=raw) for k, (raw, n) in zip(batch, written) if k in new])
-                bar.update(len(batch))
-    done = {k: judged(k, limit) for k in unique}
-    seen = [r for _, rows in done.values() for r in rows]
-    return Generated({k: kept[0]["text"] for k, (kept, _) in done.items() if kept}, [r for kept, _ in done.values() for r in kept], dict(Counter(r["outcome"] for r in seen)),
-        [k for k, (kept, _) in done.items() if len(kept) < num_negatives], sum(r.get("tokens", 0) for r in seen), sum(r.get("seconds", 0.0) for r in seen))
+    writer, limit = None, config.attempts * num_negatives
+    with _Store(store, writer_header(config, model)) if wanting else nullcontext() as book:
+        def judged(key: str, before: int):
+            # the attempts before a known text were of no use when it was chosen, whatever is in the store
+            own, given = book.rows.get(key, {}) if book else {}, known.get(key, {})
+            return _judge({**{a: r for a, r in own.items() if max(given, default=-1) < a < before}, **given}, unique[key].positive, config, num_negatives)
+        for attempt in range(limit):
+            # the batches of an attempt follow from the pairs and the earlier attempts, not from where a job stopped
+            todo = [k for k in wanting if attempt > max(known.get(k, ()), default=-1) and len(judged(k, attempt)[0]) < num_negatives]
+            if all(attempt in book.rows.get(k, {}) for k in todo): continue
+            writer = writer or _Writer(model, config, device)
+            prompts = {k: writer.prompt(unique[k]) for k in todo}
+            todo.sort(key=lambda k: (prompts[k][0], k)) # prompts of like length share a batch
+            with tqdm(total=len(todo), desc=f"attempt {attempt + 1} of {limit}", unit="text", disable=None) as bar:
+                for start in range(0, len(todo), batch_size):
+                    batch = todo[start:start + batch_size]
+                    new = {k for k in batch if attempt not in book.rows.get(k, {})}
+                    if new:
+                        began = time.perf_counter()
+                        written = writer.write([prompts[k][1] for k in batch], [_text_seed(config.seed, k, attempt) for k in batch])
+                        each = round((time.perf_counter() - began) / len(new), 4)
+                        book.append([dict(key=k, attempt=attempt, query_id=unique[k].query_id, positive_id=unique[k].positive_id, tokens=n, seconds=each, raw=raw) for k, (raw, n) in zip(batch, written) if k in new])
+                    bar.update(len(batch))
+        done = {k: judged(k, limit) for k in unique}
+        seen = [r for _, rows in done.values() for r in rows]
+        return Generated({k: kept[0]["text"] for k, (kept, _) in done.items() if kept}, [r for kept, _ in done.values() for r in kept], dict(Counter(r["outcome"] for r in seen)),
+            [k for k, (kept, _) in done.items() if len(kept) < num_negatives], sum(r.get("tokens", 0) for r in seen), sum(r.get("seconds", 0.0) for r in seen))
 
 # %% ../nbs/03a_writer.ipynb #d6b9fb51
 _SHIPPED = "llm_negatives"
