@@ -17,8 +17,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 # name -> (script, arguments); in all under 20 minutes on 2 cores. stream.py at its own default (10 million rows) takes 8 minutes more.
 SCRIPTS = {
-    "startup": ("startup.py", []), "score": ("score.py", []), "miners": ("miners.py", ["--margin", "none", "0"]),
-    "stream": ("stream.py", ["--rows", "1000000", "--megabytes", "200"]),
+    "startup": ("startup.py", []), "encode": ("encode.py", []), "cache": ("cache.py", []), "score": ("score.py", []), "scale": ("scale.py", []), "miners": ("miners.py", []),
+    "stream": ("stream.py", ["--rows", "500000", "--megabytes", "200", "--lines", "500000"]),
 }
 PACKAGES = ("numpy", "scipy", "torch", "transformers", "sentence-transformers", "pyarrow", "lmdb", "bm25s")
 
