@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from score import machine
+from common import machine
 
 LIMITS = dict(ratio=3.0, memory=500.0, gpu=2.0, seconds=60.0, naive=20.0, bootstrap_memory=1200.0, search=2.0, load=5.0, mapped=0.25)
 FULL = dict(triples=1_000_000, dim=768, queries=100_000, blocks=256, resamples=1000, passages=1_000_000, asked=1000, dense_dim=384, indexed=200_000)

@@ -115,7 +115,7 @@ def test_the_benchmark_in_small(root, tmp_path):
     (data / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{3 * i:03}\t1\n" for i in range(60)))
     run = subprocess.run([sys.executable, root / "benchmarks" / "miners.py", "--data", data, "--encoder", tmp_path / "model", "--margin", "0", "--runs", "2", "--json", tmp_path / "m.json"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert run.returncode in (0, 1), run.stdout[-2000:] + run.stderr[-2000:] # 1: slower or larger this once, at so small a size; 2: another negative
-    claims = {c["kind"]: c for c in json.loads((tmp_path / "m.json").read_text())["claims"]}
+    claims = {c["about"]: c for c in json.loads((tmp_path / "m.json").read_text())["claims"]}
     assert set(claims) == {"negatives", "time", "memory"} and claims["negatives"]["passed"] and claims["negatives"]["counts"]["same"] > 250 and claims["negatives"]["without"] == 0
     assert claims["time"]["ours"] > 0 and claims["time"]["theirs"] > 0 and set(claims["memory"]) >= {"ours", "theirs"}
     assert re.search(r"PASS  margin 0\.0, the same negatives: \d+ of ours, \d+ of theirs, for 60 pairs over 403 passages", run.stdout) and str(tmp_path) not in (tmp_path / "m.json").read_text()
