@@ -8,6 +8,7 @@ __all__ = ['need_ray', 'connected', 'ClusterEncoder', 'cluster_encoder', 'Cluste
 
 # %% ../nbs/10d_cluster.ipynb #c1u5t0a4
 import glob
+import logging
 import os
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,14 +57,14 @@ def connected(
         yield ray; return
     try:
         if address is not None:
-            try: ray.init(address=address, log_to_driver=False)
+            try: ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as e: raise InputError(f"no Ray cluster answers at {address} ({type(e).__name__}: {(str(e).splitlines() or [''])[0]}); start one with 'ray start --head', or leave the address out.") from e
         else:
             folder = tempfile.mkdtemp(prefix="eci", dir="/tmp" if os.path.isdir("/tmp") and len(tempfile.gettempdir()) > 20 else None) # a socket's path has at most 107 bytes
             shm = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
             # what is passed on is small: batches of vectors and matrices; Ray wants 75 MB at least, and puts more than there is on the disk
             memory = int(min(max(0.5 * shm, 80e6), 1e9))
-            try: ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=memory, _temp_dir=folder, _node_ip_address="127.0.0.1")
+            try: ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=memory, _temp_dir=folder, _node_ip_address="127.0.0.1", logging_level=logging.ERROR)
             except Exception as e: raise InputError(f"Ray does not start on this machine ({type(e).__name__}: {(str(e).splitlines() or [''])[0]}). Its helpers have 15 s to start, which a busy machine may not give them: try again, or start it with 'ray start --head' and give the address.") from e
         yield ray
     finally:
@@ -256,14 +257,22 @@ def _merge(left: dict[str, Accumulator], right: dict[str, Accumulator]) -> dict[
 def _in_turn(ray: Any, start: Callable[[str], tuple[Any, Any]], paths: Sequence[str], width: int, done: Callable[[int, Any, Any], None]) -> None:
     "At most `width` tasks at a time, however many Ray would start while others wait for vectors; the first error ends it."
     todo, running = iter(enumerate(paths)), {}
-    while True:
-        while len(running) < width and (following := next(todo, None)) is not None:
-            told, state = start(following[1])
-            running[told] = (*following, state)
-        if not running: return
-        for ref in ray.wait(list(running), num_returns=1)[0]:
-            number, path, state = running.pop(ref)
-            done(number, _get(ref, path), state)
+    try:
+        while True:
+            while len(running) < width and (following := next(todo, None)) is not None:
+                told, state = start(following[1])
+                running[told] = (*following, state)
+            if not running: return
+            for ref in ray.wait(list(running), num_returns=1)[0]:
+                number, path, state = running.pop(ref)
+                try: told = _get(ref, path)
+                except Exception:
+                    with suppress(Exception): ray.get(state) # or Ray would report it as an error that nobody saw
+                    raise
+                done(number, told, state)
+    except BaseException:
+        for ref in running: ray.cancel(ref, force=True)
+        raise
 
 class _Tree: # merges neighbours as soon as both are there; which are neighbours depends on the number of leaves alone
     def __init__(self, leaves: int, merge: Callable[[Any, Any], Any]):
