@@ -125,6 +125,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'eci_sem.cluster._Tree.add': ('cluster.html#_tree.add', 'eci_sem/cluster.py'),
                                  'eci_sem.cluster._cluster_idf': ('cluster.html#_cluster_idf', 'eci_sem/cluster.py'),
                                  'eci_sem.cluster._count_shard': ('cluster.html#_count_shard', 'eci_sem/cluster.py'),
+                                 'eci_sem.cluster._end': ('cluster.html#_end', 'eci_sem/cluster.py'),
                                  'eci_sem.cluster._explained': ('cluster.html#_explained', 'eci_sem/cluster.py'),
                                  'eci_sem.cluster._get': ('cluster.html#_get', 'eci_sem/cluster.py'),
                                  'eci_sem.cluster._in_turn': ('cluster.html#_in_turn', 'eci_sem/cluster.py'),

@@ -11,6 +11,7 @@ import glob
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -44,6 +45,12 @@ def need_ray() -> Any: # The module
     except ImportError: raise InputError("engine 'ray' needs Ray, which is not installed: pip install 'eci_sem[scale]'.") from None
     return ray
 
+def _end(folder: str) -> None:
+    "End what a cluster of this folder left running, which is what names the folder in its arguments: Ray forgets its helpers when its start fails."
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if int(path.parent.name) != os.getpid() and os.fsencode(folder) in path.read_bytes(): os.kill(int(path.parent.name), signal.SIGKILL)
+
 @contextmanager
 def connected(
     address: str | None = None, # Of a Ray cluster, e.g. "10.0.0.1:6379", or "auto"; None: the one this process is connected to, else one of its own
@@ -64,12 +71,15 @@ def connected(
             shm = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
             # what is passed on is small: batches of vectors and matrices; Ray wants 75 MB at least, and puts more than there is on the disk
             memory = int(min(max(0.5 * shm, 80e6), 1e9))
-            try: ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=memory, _temp_dir=folder, _node_ip_address="127.0.0.1", logging_level=logging.ERROR)
-            except Exception as e: raise InputError(f"Ray does not start on this machine ({type(e).__name__}: {(str(e).splitlines() or [''])[0]}). Its helpers have 15 s to start, which a busy machine may not give them: try again, or start it with 'ray start --head' and give the address.") from e
+            for again in (True, False):
+                try: ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=memory, _temp_dir=folder, _node_ip_address="127.0.0.1", logging_level=logging.ERROR); break
+                except Exception as e:
+                    _end(folder)
+                    if not again: raise InputError(f"Ray does not start on this machine ({type(e).__name__}: {(str(e).splitlines() or [''])[0]}). Its helpers have 15 s to start, which a busy machine may not give them: try again, or start it with 'ray start --head' and give the address.") from e
         yield ray
     finally:
         ray.shutdown()
-        if folder: shutil.rmtree(folder, ignore_errors=True)
+        if folder: _end(folder); shutil.rmtree(folder, ignore_errors=True)
 
 _TRIES = 3 # restarts of an actor, and repetitions of a task whose worker died
 

@@ -235,6 +235,18 @@ def test_engines_and_addresses(ray, tmp_path):
     with pytest.raises(InputError, match="1 workers with 1 GPU each were asked for, and the cluster has 0"): score_cluster(path, Digests, gpus_per_worker=1)
 
 
+def test_what_a_cluster_left_running_is_ended_and_nothing_else(tmp_path):
+    import subprocess
+    if not os.path.isdir("/proc/self"): pytest.skip("there is no /proc to look into")
+    wait = "import sys, time; time.sleep(60)"
+    ours, other = (subprocess.Popen([sys.executable, "-c", wait, f"--dir={tmp_path / name}/session"]) for name in ("eciabc", "other"))
+    try:
+        C._end(str(tmp_path / "eciabc"))
+        assert ours.wait(20) == -signal.SIGKILL and other.poll() is None
+    finally:
+        for p in (ours, other): p.kill(); p.wait()
+
+
 # the tree of merges
 
 @settings(max_examples=60, deadline=None, derandomize=True)
