@@ -72,7 +72,7 @@ def connected(
             # what is passed on is small: batches of vectors and matrices; Ray wants 75 MB at least, and puts more than there is on the disk
             memory = int(min(max(0.5 * shm, 80e6), 1e9))
             for again in (True, False):
-                try: ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=memory, _temp_dir=folder, _node_ip_address="127.0.0.1", logging_level=logging.ERROR); break
+                try: ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=memory, _temp_dir=folder, logging_level=logging.ERROR); break
                 except Exception as e:
                     _end(folder)
                     if not again: raise InputError(f"Ray does not start on this machine ({type(e).__name__}: {(str(e).splitlines() or [''])[0]}). Its helpers have 15 s to start, which a busy machine may not give them: try again, or start it with 'ray start --head' and give the address.") from e
