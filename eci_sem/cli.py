@@ -32,6 +32,7 @@ _RANK_EXAMPLES = """examples:
   eci-sem rank run.bm25.trec run.dense.trec --encoder minilm --corpus corpus.jsonl --queries queries.jsonl --qrels qrels/test.tsv --depth 20
   eci-sem rank triples.jsonl --encoder glove --explain --examples 3
   eci-sem rank ten-million-rows.parquet --encoder minilm --stream
+  eci-sem rank triples.parquet --encoder minilm --engine ray --address auto
 
 factors for --config: consistency = sigmoid | calibrated | step | none, locality = margin | cosine | none, product = a*l | fisher | gradient,
 overlap = query | positive | jaccard | none, residual = tangent | difference | unit, space = raw | centred"""
@@ -64,6 +65,7 @@ _REPRODUCE_EXAMPLES = """examples:
   eci-sem reproduce --profile full --part 1
   eci-sem reproduce --profile full --only 'transfer/*' --keep-failed
   eci-sem reproduce --profile my-profile.yaml --jobs 2
+  eci-sem reproduce --profile offline --jobs 8 --engine ray --address auto
 
 profiles (short YAML files in eci_sem/data/profiles; the notebook 10_runs says how to write one):
 %s"""
@@ -153,10 +155,15 @@ def make_parser() -> argparse.ArgumentParser:
         p.add_argument("--format", metavar="NAME", help="the format, where the content could be either of two: tsv or qidpidtriples, say")
         p.add_argument("--judged-only", action="store_true", help="for TREC runs: only documents that were judged not relevant")
 
+    def engine(p: argparse.ArgumentParser, what: str) -> None:
+        p.add_argument("--engine", default="local", metavar="NAME", help=f"local, or ray: {what} (default: local)")
+        p.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster, or auto (default: one on this machine, for the time of the command)")
+
     p = command("rank", "rank the sources in a file of triples", _RANK, _RANK_EXAMPLES)
     p.add_argument("files", nargs="+", metavar="FILE", help="triples, in a format that is known by its content")
     p.add_argument("--encoder", required=True, metavar="NAME", help="the encoder to be trained: minilm, smollm2, glove, a folder, or a hub name")
     p.add_argument("--device", default="cpu", help="where to encode: cpu, cuda, ... (default: cpu)")
+    p.add_argument("--dtype", default="float32", metavar="NAME", help="number format: float32, bfloat16, or fast: bfloat16 where the machine multiplies matrices of it faster, else float32 (default: float32)")
     p.add_argument("--collection", metavar="NAME", help="where the triples come from: its judgments show false negatives, its corpus gives the IDF (default: the triples alone)")
     p.add_argument("--tokenizer", default="word", help="for the lexical overlap: word, stem or wordpiece (default: word)")
     p.add_argument("--stream", action="store_true", help="hold a batch of the triples at a time, for files of millions of rows: ECI_sem of the sources as they are, with intervals from blocks of queries; no hybrids, no ECI_net")
@@ -168,6 +175,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--explain", action="store_true", help="say which factors make the first source win or lose against each other one")
     p.add_argument("--examples", type=_positive_int, metavar="N", help="show N triples of the highest and of the lowest weight, and likely false negatives, of each source")
     p.add_argument("--out", metavar="FILE", help="write the ranking to a file too: .csv, .json or .tex")
+    engine(p, "encode on a Ray cluster")
     reading(p)
 
     p = command("check", "what is in a file of triples, and what is wrong with it", _CHECK, _CHECK_EXAMPLES)
@@ -206,6 +214,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--minutes", type=_minutes, metavar="N", help="stop after so many minutes with exit status 3; the same command goes on")
     p.add_argument("--dry-run", action="store_true", help="check everything and say what would run: texts to encode, training steps and hours, where they can be told")
     p.add_argument("--jobs", type=_positive_int, default=1, metavar="N", help="notebooks that run side by side (default: 1)")
+    engine(p, "notebooks are tasks of a Ray cluster, whose machines share the disk of the checkout and of --runs")
     p.add_argument("--keep-failed", action="store_true", help="don't try again what failed before; what needs it stays blocked")
     p.add_argument("--runs", default="runs", metavar="DIR", help="where executed notebooks and results go (default: runs)")
     p.add_argument("--figures", metavar="DIR", help="copy figures and tables there and bring DIR/INDEX.md up to date")
@@ -298,13 +307,18 @@ def _read(files: Sequence[str], **options: object):
         parts.append(part)
     return parts[0] if len(parts) == 1 else Triples.concat(parts)
 
+def _engine(args: argparse.Namespace) -> None:
+    if args.engine not in ("local", "ray"): raise unknown_name("engine in --engine", args.engine, ("local", "ray"))
+    if args.address and args.engine == "local": raise InputError("--address has no effect without --engine ray; leave it out.")
+
 def _rank_stream(args: argparse.Namespace, out: Path | None) -> int:
     for flag, given in (("--explain", args.explain), ("--examples", args.examples)):
         if given: raise InputError(f"{flag} needs the triples, which --stream does not hold: leave out one of the two.")
+    if args.engine != "local": raise InputError(f"--stream walks over the file on this machine, and --engine {args.engine} encodes on a cluster: leave out one of the two (eci_sem.cluster.score_cluster walks over shards on a cluster).")
     config = _config(args.config, args.tau, args.gain)
     from eci_sem.encoders import load_encoder
     from eci_sem.ranked_stream import rank_files
-    encoder, collection = load_encoder(args.encoder, device=args.device), named_collection(args.collection) if args.collection else None
+    encoder, collection = load_encoder(args.encoder, device=args.device, dtype=args.dtype), named_collection(args.collection) if args.collection else None
     with _as_options(): ranking = rank_files(args.files, encoder, config, collection=collection, tokenizer=args.tokenizer, reading=_reading(args), resamples=args.resamples, seed=args.seed)
     if out: write_text(out, {".csv": lambda: ranking.frame().to_csv(), ".json": ranking.to_json, ".tex": ranking.to_latex}[out.suffix]())
     def data() -> dict:
@@ -314,13 +328,14 @@ def _rank_stream(args: argparse.Namespace, out: Path | None) -> int:
 
 def _rank(args: argparse.Namespace) -> int:
     out = _out(args.out, (".csv", ".json", ".tex")) if args.out else None
+    _engine(args)
     if args.stream: return _rank_stream(args, out)
     config, triples = _config(args.config, args.tau, args.gain), _read(args.files, **_reading(args))
     from eci_sem.encoders import load_encoder
     from eci_sem.rank import rank_sources
-    encoder = load_encoder(args.encoder, device=args.device)
+    encoder = load_encoder(args.encoder, device=args.device, dtype=args.dtype)
     collection = named_collection(args.collection) if args.collection else None
-    ranking = rank_sources(triples, encoder, collection=collection, config=config, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed)
+    ranking = rank_sources(triples, encoder, collection=collection, config=config, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed, engine=args.engine, address=args.address)
     if out: write_text(out, {".csv": lambda: ranking.frame().to_csv(), ".json": ranking.to_json, ".tex": ranking.to_latex}[out.suffix]())
     alone = args.explain and len(ranking.table) < 2
     explained = ranking.explain() if args.explain and not alone else None
@@ -398,10 +413,11 @@ def _mine(args: argparse.Namespace) -> int:
 
 # %% ../nbs/11_cli.ipynb #569738b8
 def _reproduce(args: argparse.Namespace) -> int:
+    _engine(args)
     from eci_sem.runs import plan, run
     # folders given on the command line count from where the user stands
     report = run(plan(args.profile, args.root, args.seed), Path(args.runs).resolve(), only=args.only, part=args.part, jobs=args.jobs, minutes=args.minutes, dry_run=args.dry_run,
-        retry_failed=not args.keep_failed, figures_dir=Path(args.figures).resolve() if args.figures else None)
+        retry_failed=not args.keep_failed, engine=args.engine, address=args.address, figures_dir=Path(args.figures).resolve() if args.figures else None)
     return _say(args, report, lambda: dict(profile=report.plan.profile, cells=[dict(o._asdict() if hasattr(o, "_asdict") else vars(o), folder=str(o.folder)) for o in report.outcomes],
         left_out=report.plan.left_out, not_copied=report.refused, estimates=report.estimates and [e._asdict() for e in report.estimates]), report.exit_status)
 

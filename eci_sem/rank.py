@@ -9,8 +9,10 @@ __all__ = ['METRICS', 'recommendation', 'Ranking', 'rank_sources', 'Agreement', 
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from inspect import signature
 from itertools import combinations
 from pathlib import Path
@@ -399,6 +401,14 @@ def _check_arguments(triples: Any, collection: Any, control: Any, config: Any, m
         if isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x < least: raise InputError(f"{name} is {x!r}, expected a whole number of at least {least}.")
     if control not in (None, "random", *triples.sources): raise unknown_name("control", control, triples.sources)
 
+_ENGINES = ("local", "ray")
+
+@contextmanager
+def _on(engine: str, address: str | None, encoder: Any) -> Iterator[Any]:
+    "The encoder, or its stand-in whose texts are encoded on a cluster."
+    if engine == "local": yield encoder; return
+    with import_module("eci_sem.cluster").cluster_encoder(encoder, address) as remote: yield remote # a module that stands above this one
+
 def rank_sources(
     triples: Triples, # All sources in one table
     encoder: Any, # The frozen target encoder: an Encoder, or a name for `load_encoder`
@@ -420,11 +430,16 @@ def rank_sources(
     generated_prior: float | None = None, # The same for generated negatives (ids "llm:..."); None: `prior`
     penalty: float = 3.0, # Weight of ECI_net's false part
     max_rows: int = 5000, # With more triples in a source, blocks of queries are resampled
+    engine: str = "local", # "local", or "ray": the texts are encoded on a Ray cluster; the same numbers
+    address: str | None = None, # Of the cluster; None: the one this process is connected to, else one of its own
 ) -> Ranking: # Prints as a table
     "Rank negative sources before training: overlap, embeddings, scores, paired bootstrap, ties. Raises `InputError`. [paper: ECI_sem; ours: ECI_net and the statistics]"
     import pandas as pd
     from importlib.metadata import version
     from eci_sem.lexical import IDF, get_tokenizer, lexical_residuality
+    if engine not in _ENGINES: raise unknown_name("engine", engine, _ENGINES)
+    if engine == "local" and address is not None: raise InputError(f"address is {address!r}, which has no effect with engine 'local': leave it out, or give engine='ray'.")
+    if engine == "ray": import_module("eci_sem.cluster").need_ray()
     metrics, seconds, started = [metrics] if isinstance(metrics, str) else list(metrics), {}, [time.perf_counter()]
     advice = recommendation()
     if order is None: order = next((m for m in metrics if advice and METRICS.get(m, ("", ""))[1] == advice["score"]), "eci_sem")
@@ -442,7 +457,7 @@ def rank_sources(
     if idf is None: idf = IDF.fit(list(collection.corpus.values()) if collection is not None else sorted(set(t.texts("positive"))), tokenizer)
     overlap = lexical_residuality(t, idf, tokenizer, form=config.overlap)
     lap("overlap")
-    scorer = _Scorer(plan, encoder, collection, config, np.asarray(overlap.rho), net, prior, generated_prior, penalty, seed, progress)
+    with _on(engine, address, encoder) as at: scorer = _Scorer(plan, at, collection, config, np.asarray(overlap.rho), net, prior, generated_prior, penalty, seed, progress)
     lap("embeddings")
     table, spectra = _estimates(plan, scorer, net, progress)
     singles = np.concatenate([rows for name, rows in plan.rows.items() if name not in plan.parts])

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .collection import InputError, write_text
+from .collection import InputError, unknown_name, write_text
 from .download import digest
 from .profiles import Cell, NotebookInfo, Parameter, Plan, find_root, inspect_notebook, package_hash, plan, profile_names, select_names
 from .results import KEPT, answer, collect, finished, read_manifest
@@ -246,6 +246,12 @@ def _chosen(plan: Plan, base: Path, only: str | Iterable[str] | None, part: str 
     for name in wanted: choose(name)
     return {n: found[n] for n in names if n in found}
 
+@contextmanager
+def _cell_worker(plan: Plan, base: Path, jobs: int, engine: str, address: str | None) -> Iterator[Any]:
+    if engine == "local": yield _Worker(plan, base, jobs); return
+    from eci_sem.cluster import cell_worker # it uses the worker above
+    with cell_worker(plan, base, jobs, address) as worker: yield worker
+
 def run(
     plan: Plan, # From `plan`
     runs_dir: str | Path = "runs", # Results go to <runs_dir>/<profile>/<cell>-<key>/; relative to the checkout
@@ -257,11 +263,15 @@ def run(
     progress: bool | None = None, # Progress bar; None: when standard error is a terminal
     part: str | None = None, # Only the cells of this part of the profile, and what they need
     minutes: float | None = None, # Stop after so many minutes, as Ctrl-C does; what is finished is kept, and a later call goes on
+    engine: str = "local", # "local", or "ray": cells are tasks of a Ray cluster; checkout and runs folder must be on a disk that its machines share
+    address: str | None = None, # Of the cluster; None: the one this process is connected to, else one of its own
 ) -> Report:
     "Execute what is not finished yet, one process per cell, and report. Raises `InputError`. [ours]"
     from tqdm.auto import tqdm
     if jobs < 1: raise InputError(f"jobs = {jobs}: expected 1 or more.")
     if minutes is not None and not 0 < minutes < float("inf"): raise InputError(f"minutes = {minutes!r}: expected a number above 0, or None for no limit.")
+    if engine not in ("local", "ray"): raise unknown_name("engine", engine, ("local", "ray"))
+    if engine == "local" and address is not None: raise InputError(f"address = {address!r} has no effect with engine 'local': leave it out, or give engine 'ray'.")
     ends = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     base = plan.root / runs_dir / plan.profile
     chosen = _chosen(plan, base, only, part, retry_failed)
@@ -280,8 +290,8 @@ def run(
     if dry_run:
         while cells := ready(): outcomes.update({c.name: Outcome(c.name, "to run", base / c.folder) for c in cells})
     elif len(outcomes) < len(chosen):
-        with _locked(base), tqdm(total=len(chosen) - len(outcomes), unit="notebook", disable=None if progress is None else not progress) as bar, ThreadPoolExecutor(jobs) as pool:
-            worker, waiting = _Worker(plan, base, jobs), set()
+        with _locked(base), tqdm(total=len(chosen) - len(outcomes), unit="notebook", disable=None if progress is None else not progress) as bar, ThreadPoolExecutor(jobs) as pool, _cell_worker(plan, base, jobs, engine, address) as worker:
+            waiting = set()
             try:
                 while len(outcomes) < len(chosen):
                     for cell in ready(): started.add(cell.name); waiting.add(pool.submit(worker, cell))
