@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 from common import machine
 
 TIMES, ROUNDING = 1.0, 2e-6 # limit of the ratios ours / theirs; how far two float32 similarities of unit vectors may be apart

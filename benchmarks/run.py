@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 # name -> (script, arguments); in all under 20 minutes on 2 cores. stream.py at its own default (10 million rows) takes 8 minutes more.
 SCRIPTS = {
-    "startup": ("startup.py", []), "encode": ("encode.py", []), "cache": ("cache.py", []), "score": ("score.py", []), "scale": ("scale.py", []), "miners": ("miners.py", []),
+    "startup": ("startup.py", []), "encode": ("encode.py", []), "cache": ("cache.py", []), "score": ("score.py", []), "scale": ("scale.py", []), "miners": ("miners.py", []), "before and after": ("before_after.py", []),
     "stream": ("stream.py", ["--rows", "500000", "--megabytes", "200", "--lines", "500000"]),
 }
 PACKAGES = ("numpy", "scipy", "torch", "transformers", "sentence-transformers", "pyarrow", "lmdb", "bm25s")

@@ -10,7 +10,9 @@ import json
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 from common import claim, finish, machine
 
 LIMIT = 0.5 # seconds of processor time

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 from common import claim, finish, machine
 
 FIXED, PER_ROW, LINES, RUN = 300.0, 60.0, 400.0, 300.0 # limits: MB, bytes a row, MB, MB

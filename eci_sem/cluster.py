@@ -10,6 +10,7 @@ __all__ = ['need_ray', 'connected', 'ClusterEncoder', 'cluster_encoder', 'Cluste
 import glob
 import logging
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -89,6 +90,9 @@ def _explained(e: BaseException, what: str) -> BaseException:
     while isinstance(e, r.RayTaskError) and e.cause is not None: e = e.cause
     if isinstance(e, InputError): return InputError(str(e))
     if isinstance(e, (MemoryError, r.OutOfMemoryError)): return InputError(f"{what}: a worker ran out of memory; give a smaller batch= or keep=, fewer workers, or machines with more memory.")
+    if isinstance(e, r.RayActorError) and "creation task" in str(e):
+        reason = next((line.strip() for line in reversed(str(e).splitlines()) if re.match(r"\s*[\w.]+(Error|Exception|Interrupt)\b", line)), "see 'ray logs'")
+        return InputError(f"{what}: a worker could not make the encoder: {reason.removeprefix('eci_sem.collection.InputError: ')} What makes it must be there on every machine: give a name or a folder, or define it where the workers can import it.")
     if isinstance(e, (r.RayActorError, r.WorkerCrashedError, r.NodeDiedError, r.ObjectLostError)): return InputError(f"{what}: a worker died, and its replacements too ({_TRIES} tries; {type(e).__name__}). The kernel may have killed them for want of memory: give a smaller batch= or keep=, or fewer workers; 'ray logs' on that machine tells more.")
     return e
 

@@ -67,6 +67,8 @@ NAMES = ("0.parquet", "1.jsonl", "2.jsonl.gz", "3.parquet", "4.jsonl")
 @pytest.fixture(scope="module")
 def ray(tmp_path_factory):
     pytest.importorskip("ray", reason="Ray, which the extra scale brings, is not installed")
+    from ray import cloudpickle
+    cloudpickle.register_pickle_by_value(sys.modules[__name__]) # the workers can't import the tests
     with C.connected(os.environ.get("ECI_SEM_TEST_RAY"), None if os.environ.get("ECI_SEM_TEST_RAY") else 3) as found: yield found
 
 
@@ -350,3 +352,8 @@ def test_a_batch_whose_time_is_up_ends_its_notebooks(ray, checkout):
     assert not list((checkout / "runs").rglob("*.part")) and not list((checkout / "runs/slow").rglob("notebook.ipynb"))
     with pytest.raises(InputError, match="unknown engine 'rya'"): run(slow, engine="rya")
     with pytest.raises(InputError, match="address = 'x' has no effect with engine 'local'"): run(slow, address="x")
+
+
+def test_an_encoder_that_can_not_be_made_is_told(ray, shards):
+    def broken(): raise ModuleNotFoundError("No module named 'mine'")
+    with pytest.raises(InputError, match=r"starting the encoders: a worker could not make the encoder: ModuleNotFoundError: No module named 'mine' What makes it must be there on every machine"): score_cluster(shards[1][:1], broken, workers=1)

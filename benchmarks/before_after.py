@@ -1,0 +1,150 @@
+"""What the profile showed, what was changed for it, and what that gained: python benchmarks/before_after.py [--only encode|cache|bootstrap] [--json FILE]
+
+The code as it was stands here as the baseline, and runs beside the code as it is, on the same data, in turns; both must give the same
+result. For each part the time is split into its steps first, since that is what said where to look.
+
+encode     batches of 4,096 tokens, as they are usual, against the 1,024 of this package on a processor: small ones stay in its cache.
+cache      one look-up, one checksum and one copy per record, against portions of 1,024 records.
+bootstrap  each resample formed by itself, scattered into a matrix and factorised by numpy, against many formed per reading of the blocks
+           and factorised where LAPACK unpacks them.
+
+A claim is that the change still gains; the exit status is 1 if one does not, or if a result differs.
+"""
+import argparse
+import hashlib
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from common import claim, finish, machine, timed
+
+CRC_OF_WHOLE = 0x2144DF1C
+
+
+def turns(before: Any, after: Any, runs: int) -> tuple[float, float, Any, Any]:
+    "Best seconds of both, taken in turns, and their results."
+    a = b = np.inf
+    for _ in range(runs):
+        s, x = timed(before); a = min(a, s)
+        s, y = timed(after); b = min(b, s)
+    return a, b, x, y
+
+def encode(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from eci_sem import encoders
+    from eci_sem.collection import load_docstrings
+    corpus = load_docstrings().corpus
+    texts = [corpus[i] for i in sorted(corpus)[::max(1, len(corpus) // args.texts)][:args.texts]]
+    encoder = encoders.load_encoder("minilm", cache=False)
+    encoder.encode_passages(texts[:8], progress=False)
+    own = encoders.TOKENS_PER_BATCH["cpu"]
+    def at(tokens: int) -> np.ndarray:
+        encoders.TOKENS_PER_BATCH["cpu"] = tokens
+        try: return encoder.encode_passages(texts, progress=False)
+        finally: encoders.TOKENS_PER_BATCH["cpu"] = own
+    before, after, x, y = turns(lambda: at(4096), lambda: at(own), args.runs)
+    assert np.abs(x - y).max() < 1e-5, "another batch size moved a vector"
+    words, _ = timed(lambda: encoder.tokenize(texts))
+    steps = [dict(step="word pieces", seconds=words, of="after"), dict(step="transformer, pooling and length 1", seconds=after - words, of="after")]
+    return dict(before=before, after=after, size=f"{len(texts)} passages, minilm, float32", changed="batches of 1,024 tokens instead of 4,096"), steps
+
+def cache(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from eci_sem.encoders import EmbeddingCache
+    n, d = args.vectors, 384
+    keys = [hashlib.sha256(str(i).encode()).digest()[:16] for i in range(n)]
+    vectors = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
+    with tempfile.TemporaryDirectory() as tmp:
+        store = EmbeddingCache(Path(tmp, "store"), d)
+        store.put(keys, vectors)
+        def one_by_one() -> np.ndarray:
+            out, size = np.empty((n, d), np.float32), 4 * d
+            with store._env.begin(buffers=True) as txn:
+                for i, key in enumerate(keys):
+                    record = txn.get(key)
+                    if record is None or len(record) != size + 4 or zlib.crc32(record[:size]) != int.from_bytes(record[size:], "little"): continue
+                    out[i] = np.frombuffer(record[:size], np.float32)
+            return out
+        before, after, x, y = turns(one_by_one, lambda: store.get(keys)[0], args.runs)
+        assert (x == vectors).all() and (y == vectors).all(), "a vector came back changed"
+        spent = dict.fromkeys(("look-up", "checksum", "copy"), 0.0)
+        with store._env.begin() as txn:
+            for at in range(0, n, 1024):
+                s, records = timed(lambda: list(map(txn.get, keys[at:at + 1024]))); spent["look-up"] += s
+                s, good = timed(lambda: [r for r in records if len(r) == 4 * d + 4 and zlib.crc32(r) == CRC_OF_WHOLE]); spent["checksum"] += s
+                s, _ = timed(lambda: np.frombuffer(b"".join(good), np.float32).reshape(len(good), d + 1)[:, :d].copy()); spent["copy"] += s
+        store.close()
+    return dict(before=before, after=after, size=f"{n:,} vectors of d = {d}", changed="portions of 1,024 records, the checksum over record and sum at once, one copy a portion"), [dict(step=k, seconds=s, of="after") for k, s in spent.items()]
+
+def bootstrap(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from eci_sem.bootstrap import _log_det, _Packed, _workers, resample_counts
+    n, d, blocks, resamples = args.queries, args.dim, args.blocks, args.resamples
+    rows = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32) * np.float32(0.05)
+    unit, counts = np.arange(n) % blocks, resample_counts(blocks, resamples, 0)
+    store = _Packed(lambda index: [rows[index].astype(float)], 1, d, unit, np.bincount(unit), 1.0)
+    (base, P), u = store._of(0), counts / (counts @ store.size)[:, None] - 1 / store.size.sum()
+    size, upper = int(np.clip(8e6 // d**2, 1, 256)), np.triu_indices(d)
+    def formed(start: int) -> np.ndarray: return u[start:start + size] @ P
+    def scattered(packed: np.ndarray) -> np.ndarray:
+        A = np.zeros((len(packed), d, d))
+        A[:, upper[1], upper[0]] = packed
+        A[:, range(d), range(d)] += 1
+        return A
+    def factorised(A: np.ndarray) -> np.ndarray: return 2 * np.log(np.linalg.cholesky(A).diagonal(axis1=1, axis2=2)).sum(1)
+    def one_by_one() -> np.ndarray:
+        with _workers() as pool: return base + np.concatenate(list(pool.map(lambda i: factorised(scattered(formed(i))), range(0, resamples, size))))
+    before, after, x, y = turns(one_by_one, lambda: store.exact(0, counts), args.runs)
+    assert np.allclose(x, y, rtol=1e-10), "the scores of the resamples changed"
+    from scipy.linalg.lapack import dtpttr
+    def in_place(packed: np.ndarray) -> list[float]:
+        out = []
+        for row in packed:
+            A = dtpttr(d, row, uplo="L")[0].T
+            A.flat[::d + 1] += 1
+            out.append(_log_det(A))
+        return out
+    few = min(resamples, 64) # one thread, so that steps add up
+    with _workers() as pool:
+        def split() -> list[dict[str, Any]]:
+            a, packed = timed(lambda: np.concatenate([formed(i) for i in range(0, few, size)])[:few])
+            b, A = timed(lambda: scattered(packed[:size]))
+            c, _ = timed(lambda: factorised(A))
+            e, _ = timed(lambda: u[:few] @ P)
+            f, _ = timed(lambda: in_place(packed))
+            k = min(size, few)
+            return [dict(step="form, a resample", seconds=a / few, of="before"), dict(step="scatter, a resample", seconds=b / k, of="before"), dict(step="factorise, a resample", seconds=c / k, of="before"),
+                dict(step="form, a resample", seconds=e / few, of="after"), dict(step="unpack and factorise, a resample", seconds=f / few, of="after")]
+        steps = split()
+    return dict(before=before, after=after, size=f"{resamples} resamples of {n:,} queries in {blocks} blocks, d = {d}", changed="many resamples formed per reading of the packed blocks; LAPACK unpacks and factorises in one place"), steps
+
+PARTS = dict(encode=encode, cache=cache, bootstrap=bootstrap)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PARTS, help="one part of it")
+    parser.add_argument("--json", metavar="FILE", help="write the measurements there as well")
+    parser.add_argument("--texts", type=int, default=192, help="passages to encode (default: %(default)s)")
+    parser.add_argument("--vectors", type=int, default=100_000, help="vectors to read (default: %(default)s)")
+    parser.add_argument("--queries", type=int, default=20_000, help="queries of the bootstrap (default: %(default)s)")
+    parser.add_argument("--dim", type=int, default=768, help="their dimension (default: %(default)s)")
+    parser.add_argument("--blocks", type=int, default=256, help="their blocks (default: %(default)s)")
+    parser.add_argument("--resamples", type=int, default=200, help="resamples (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each, the best of which counts (default: %(default)s)")
+    args = parser.parse_args()
+    if min(args.texts, args.vectors, args.queries, args.dim, args.blocks, args.resamples, args.runs) < 1: parser.error("sizes and runs must be at least 1")
+    about, claims, profile, steps = machine(), [], [], []
+    for name, part in PARTS.items():
+        if args.only not in (None, name): continue
+        found, split = part(args)
+        profile.append(dict(part=name, **found, gain=found["before"] / found["after"]))
+        steps += [dict(part=name, **s) for s in split]
+        claims.append(claim(f"{name}, before over after", found["before"] / found["after"], 1.0, False, f"{found['size']}: {found['before']:.2f} s before, {found['after']:.2f} s after; {found['changed']}; equal results", "times"))
+        for s in split: print(f"      {s['of']}: {s['step']} {s['seconds']:.4g} s", flush=True)
+    return finish(dict(machine=about, claims=claims, profile=profile, steps=steps), args.json)
+
+
+if __name__ == "__main__": sys.exit(main())
