@@ -354,6 +354,6 @@ def unpack(
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, ValueError, OSError) as e:
         if isinstance(e, InputError): raise
         if getattr(e, "errno", None) in _NO_SPACE: raise InputError(f"no space left while unpacking {archive.name} ({e.strerror}): nothing was kept; free some and run again.") from e
-        raise InputError(f"{archive.name}: can't be unpacked ({type(e).__name__}: {e}); expected a whole .zip, .tar or .tar.gz. Delete it and fetch it again.") from e
+        raise InputError(f"{archive.name}: can't be unpacked ({type(e).__name__}: {str(e)[:160]}); expected a whole .zip, .tar or .tar.gz. Delete it and fetch it again.") from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return folder
