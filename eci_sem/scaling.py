@@ -64,18 +64,19 @@ class Stage(NamedTuple):
     memory: tuple[str, ...] # Terms of the bytes held at once; () where they are not measured
     gpu: tuple[str, float] | None # (term, floating-point operations a unit), where a GPU could do it
     disk: bool = False # Are the bytes on the disk?
+    told: bool = False # Does the work say its bytes itself, because Python's account of memory can't see them?
 
 # sizes: n texts or triples, d dimensions, q queries, p passages, t tokens or words a text, B resamples, K blocks of queries, flop of one text
 STAGES = {
     "encode": Stage("texts to vectors, each distinct text once", ("n*gflop", "n"), (), ("n*gflop", 1e9)),
-    "cache write": Stage("vectors to the cache", ("n", "n*d"), ("n*d",), None, True),
+    "cache write": Stage("vectors to the cache", ("1", "n", "n*d"), ("n*d",), None, True, True),
     "cache read": Stage("vectors from the cache", ("n", "n*d"), ("n*d",), None),
-    "overlap": Stage("lexical residuality from texts", ("n", "p*t"), ("n", "p*t"), None),
+    "overlap": Stage("lexical residuality from texts", ("1", "n", "p*t"), ("n", "p*t"), None),
     "score": Stage("factors, residuals and the information matrix", ("n*d", "n*d*d"), ("1", "d*d", "d"), ("n*d*d", 2.0)),
-    "bootstrap": Stage("resamples from block sums", ("n*d*d", "B*K*d*d", "B*d*d*d"), ("K*d*d", "d*d"), ("n*d*d", 2.0)),
-    "dense mining": Stage("exact nearest passages", ("q*p*d", "q*p"), ("1", "q", "d"), ("q*p*d", 2.0)),
+    "bootstrap": Stage("resamples from block sums", ("n*d*d", "K*d*d", "B*K*d*d", "B*d*d*d"), ("K*d*d", "d*d"), ("n*d*d", 2.0)),
+    "dense mining": Stage("exact nearest passages", ("p", "q*p", "q*p*d"), ("1", "q", "d"), ("q*p*d", 2.0)),
     "bm25 mining": Stage("BM25 over the whole corpus", ("p*t", "q*p"), ("p*t", "p"), None),
-    "triples": Stage("triples from and to Parquet", ("n",), ("n",), None),
+    "triples": Stage("triples from and to Parquet", ("n",), ("n",), None, False, True),
 }
 
 def _term(term: str, sizes: Mapping[str, float]) -> float:
@@ -140,7 +141,7 @@ def prepared(
     sizes: Mapping[str, Any], # The sizes that its terms name; for "encode" also encoder, an `Encoder`
     folder: str | Path, # A temporary folder
     seed: int = 0, # Of the invented data
-) -> Callable[[], Any]: # Does the work of the stage once; the bytes on a disk are the function's result
+) -> Callable[[], Any]: # Does the work of the stage once; where `told`, the bytes are its result
     "Data of a stage made ready, so that only its work is timed. Raises `InputError`. [ours]"
     if stage not in STAGES: raise unknown_name("stage", stage, STAGES)
     z, folder = dict(sizes), Path(folder)
@@ -188,7 +189,7 @@ def prepared(
         return lambda: mine_bm25(c, pairs)
     from eci_sem.triples import Triples
     t, path = _triples(z["n"], max(2, z["n"] // 5), 40, seed), folder / f"{z['n']}.parquet"
-    def through() -> int: t.write(path); Triples.read(path); return path.stat().st_size
+    def through() -> int: t.write(path); return Triples.read(path).table.nbytes # Arrow's memory
     return through
 
 # %% ../nbs/08a_scaling.ipynb #scal12
@@ -215,7 +216,7 @@ def measure(
                 sizes["gflop"] = sizes.pop("shape").flops(sizes["t"]) / 1e9
             if stage not in warm: warm.add(stage); work() # imports, threads
             seconds = [_timed(work) for _ in range(repeats)]
-            held = (int(work()) if STAGES[stage].disk else _peak(work)) if STAGES[stage].memory else None
+            held = (int(work()) if STAGES[stage].told else _peak(work)) if STAGES[stage].memory else None
             rows += [dict(stage=stage, encoder="" if encoder is None else encoder.name, **sizes, repeat=k, seconds=s, bytes=held) for k, s in enumerate(seconds)]
     columns = ["stage", "encoder", "n", "d", "q", "p", "t", "words", "B", "K", "gflop", "repeat", "seconds", "bytes"]
     return pd.DataFrame(rows).reindex(columns=columns)
