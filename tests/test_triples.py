@@ -204,7 +204,7 @@ def test_files_are_refused_with_their_place(tmp_path, name, content, message):
     (pa.table(dict(query=["q"], positive=[1.5], negative=["n"])), r"t.parquet: column 'positive' is double, expected text"),
     (pa.table(dict(query=["q"], positive=["p"], negative=["n"], score=["high"])), r"t.parquet: column 'score' is text, expected numbers"),
     (pa.table(dict(query=["q", "who"], positive=["p", None], negative=["n", "n"])), r"t.parquet: row 1 \(counting from 0\): query 'who' has no positive \('positive' is null\)"),
-    (pa.table(dict(query=["q"], positive=["p"], negatives=[["n", None]])), r"t.parquet: row 1 \(counting from 0\): 'negative' is null"),
+    (pa.table(dict(query=["q"], positive=["p"], negatives=[["n", None]])), r"t.parquet: row 0 \(counting from 0\): 'negatives' holds null, expected strings"),
     (SCHEMA.empty_table(), r"t.parquet: holds no rows"),
 ])
 def test_parquet_is_refused_with_column_and_row(tmp_path, table, message):
