@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,13 @@ def ray(tmp_path_factory):
     pytest.importorskip("ray", reason="Ray, which the extra scale brings, is not installed")
     from ray import cloudpickle
     cloudpickle.register_pickle_by_value(sys.modules[__name__]) # the workers can't import the tests
-    with C.connected(os.environ.get("ECI_SEM_TEST_RAY"), None if os.environ.get("ECI_SEM_TEST_RAY") else 3) as found: yield found
+    given = os.environ.get("ECI_SEM_TEST_RAY")
+    with ExitStack() as stack:
+        try: found = stack.enter_context(C.connected(given, None if given else 3))
+        except InputError as e:
+            if given or "Ray does not start on this machine" not in str(e): raise
+            pytest.skip(str(e)) # sockets or shared memory that a sandbox does not give
+        yield found
 
 
 @pytest.fixture
