@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import claim, finish, machine, timed
+from common import claim, finish, machine, options, timed
 
 CRC_OF_WHOLE = 0x2144DF1C
 
@@ -124,18 +124,7 @@ PARTS = dict(encode=encode, cache=cache, bootstrap=bootstrap)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=PARTS, help="one part of it")
-    parser.add_argument("--json", metavar="FILE", help="write the measurements there as well")
-    parser.add_argument("--texts", type=int, default=192, help="passages to encode (default: %(default)s)")
-    parser.add_argument("--vectors", type=int, default=100_000, help="vectors to read (default: %(default)s)")
-    parser.add_argument("--queries", type=int, default=20_000, help="queries of the bootstrap (default: %(default)s)")
-    parser.add_argument("--dim", type=int, default=768, help="their dimension (default: %(default)s)")
-    parser.add_argument("--blocks", type=int, default=256, help="their blocks (default: %(default)s)")
-    parser.add_argument("--resamples", type=int, default=200, help="resamples (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each, the best of which counts (default: %(default)s)")
-    args = parser.parse_args()
-    if min(args.texts, args.vectors, args.queries, args.dim, args.blocks, args.resamples, args.runs) < 1: parser.error("sizes and runs must be at least 1")
+    args = options(__doc__, PARTS, texts=(192, "passages to encode"), vectors=(100_000, "vectors to read"), queries=(20_000, "queries of the bootstrap"), dim=(768, "their dimension"), blocks=(256, "their blocks"), resamples=(200, "resamples"), runs=(3, "runs of each, the best of which counts")).parse_args()
     about, claims, profile, steps = machine(), [], [], []
     for name, part in PARTS.items():
         if args.only not in (None, name): continue

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from common import claim, finish, machine, timed
+from common import claim, measured, options, timed
 
 RATE, SIZE, BLOCK = 200_000.0, 2.2, 256 # limits: vectors a second, times the raw vectors; vectors to a transaction
 
@@ -123,22 +123,12 @@ def bench_mixed(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("read", "two", "mixed"), help="one part of it")
-    parser.add_argument("--json", metavar="FILE", help="write the measurements there as well")
-    parser.add_argument("--vectors", type=int, default=200_000, help="vectors to read (default: %(default)s)")
-    parser.add_argument("--dim", type=int, default=384, help="dimension of the vectors (default: %(default)s)")
-    parser.add_argument("--shared", type=int, default=60_000, help="vectors that two processes write, about (default: %(default)s)")
-    parser.add_argument("--texts", type=int, default=2_000, help="texts that several encoders share a cache for (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=5, help="passes over all vectors, the best of which counts (default: %(default)s)")
+    parts = dict(read=bench_read, two=bench_two, mixed=bench_mixed)
+    parser = options(__doc__, parts, vectors=(200_000, "vectors to read"), dim=(384, "dimension of the vectors"), shared=(60_000, "vectors that two processes write, about"), texts=(2_000, "texts that several encoders share a cache for"), runs=(5, "passes over all vectors, the best of which counts"))
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child: writer(args.child[0], *map(int, args.child[1:])); return 0
-    if min(args.vectors, args.dim, args.shared, args.texts, args.runs) < 1: parser.error("--vectors, --dim, --shared, --texts and --runs must be at least 1")
-    report: dict[str, Any] = dict(machine=machine(), claims=[])
-    for name, part in dict(read=bench_read, two=bench_two, mixed=bench_mixed).items():
-        if args.only in (None, name): report["claims"] += part(args)
-    return finish(report, args.json)
+    return measured(parts, args)
 
 
 if __name__ == "__main__": sys.exit(main())

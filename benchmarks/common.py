@@ -1,14 +1,34 @@
-"""What the benchmarks share: the clock, the machine, a claim in one line, and one layout for what --json writes."""
+"""What the benchmarks share: options, the clock, the machine, a claim in one line, and one layout for what --json writes."""
+import argparse
 import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+
+def options(doc: str | None, parts: Mapping[str, Any] | None = None, **numbers: tuple[Any, str]) -> argparse.ArgumentParser:
+    "A parser with --json, --only for the parts, and a whole number for each of (default, what it is)."
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if parts: parser.add_argument("--only", choices=parts, help="one part of it")
+    parser.add_argument("--json", metavar="FILE", help="write the measurements there as well")
+    for name, (default, what) in numbers.items(): parser.add_argument(f"--{name.replace('_', '-')}", type=at_least_one, default=default, help=f"{what} (default: {default:,})")
+    return parser
+
+def at_least_one(text: str) -> int:
+    if not text.isdigit() or int(text) < 1: raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least 1")
+    return int(text)
+
+def measured(parts: Mapping[str, Callable[[argparse.Namespace], list[dict[str, Any]]]], args: argparse.Namespace) -> int:
+    "Every part that --only leaves, and the exit status."
+    report = dict(machine=machine(), claims=[])
+    for name, part in parts.items():
+        if args.only in (None, name): report["claims"] += part(args)
+    return finish(report, args.json)
 
 def timed(f: Callable[[], Any]) -> tuple[float, Any]:
     "Seconds and the result."

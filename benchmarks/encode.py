@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from common import claim, finish, machine, timed
+from common import at_least_one, claim, measured, options, timed
 
 PLAIN, FAST, APART, ROUNDED = 1.3, 3.0, 1e-5, 1e-2 # times plain encode in float32 and where bfloat16 has instructions; 1 - cosine in float32 and in bfloat16
 
@@ -75,21 +75,12 @@ def bench_rank(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("speed", "rank"), help="one part of it")
-    parser.add_argument("--json", metavar="FILE", help="write the measurements there as well")
-    parser.add_argument("--texts", type=int, default=192, help="passages to encode (default: %(default)s)")
-    parser.add_argument("--queries", type=int, default=200, help="scoring queries of the rankings (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each measurement, the best of which counts (default: %(default)s)")
-    parser.add_argument("--threads", type=int, nargs="+", help="measure with so many threads, one after another (default: as PyTorch chooses)")
+    parts = dict(speed=bench_speed, rank=bench_rank)
+    parser = options(__doc__, parts, texts=(192, "passages to encode"), queries=(200, "scoring queries of the rankings"), runs=(3, "runs of each measurement, the best of which counts"))
+    parser.add_argument("--threads", type=at_least_one, nargs="+", help="measure with so many threads, one after another (default: as PyTorch chooses)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of passages (default: %(default)s)")
-    args = parser.parse_args()
-    if min(args.texts, args.queries, args.runs, *(args.threads or [1])) < 1: parser.error("--texts, --queries, --runs and --threads must be at least 1")
-    report: dict[str, Any] = dict(machine=machine(), claims=[])
-    for name, part in dict(speed=bench_speed, rank=bench_rank).items():
-        if args.only in (None, name): report["claims"] += part(args)
-    return finish(report, args.json)
+    return measured(parts, parser.parse_args())
 
 
 if __name__ == "__main__": sys.exit(main())

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import machine
+from common import at_least_one, claim as one_claim, finish, machine, options
 
 LIMITS = dict(ratio=3.0, memory=500.0, gpu=2.0, seconds=60.0, naive=20.0, bootstrap_memory=1200.0, search=2.0, load=5.0, mapped=0.25)
 FULL = dict(triples=1_000_000, dim=768, queries=100_000, blocks=256, resamples=1000, passages=1_000_000, asked=1000, dense_dim=384, indexed=200_000)
@@ -217,10 +217,7 @@ def child_bm25(a: dict[str, Any]) -> dict[str, Any]:
 
 CLAIMS: list[dict[str, Any]] = []
 
-def claim(name: str, value: float, limit: float, what: str, most: bool = True) -> None:
-    good = value <= limit if most else value >= limit
-    print(f"{'PASS' if good else 'FAIL'}  {name}: {value:.2f} ({'at most' if most else 'at least'} {limit:g}); {what}", flush=True)
-    CLAIMS.append(dict(name=name, value=round(float(value), 4), limit=limit, kind="at most" if most else "at least", passed=bool(good), what=what))
+def claim(name: str, value: float, limit: float, what: str, most: bool = True) -> None: CLAIMS.append(one_claim(name, value, limit, most, what))
 
 def child(part: str, **args: Any) -> dict[str, Any] | None:
     run = subprocess.run([sys.executable, __file__, "--child", json.dumps([part, args])], stdout=subprocess.PIPE, text=True)
@@ -266,12 +263,10 @@ def bench_bm25(a: argparse.Namespace) -> None:
 
 def main() -> int:
     parts = dict(map=bench_map, bootstrap=bench_bootstrap, dense=bench_dense, bm25=bench_bm25)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=parts, help="one part of it")
-    parser.add_argument("--json", metavar="FILE", help="write the measurements there as well")
+    parser = options(__doc__, parts)
     parser.add_argument("--small", action="store_true", help="small sizes, where none is given: " + ", ".join(f"{k} {v:,}" for k, v in SMALL.items()))
     for k, what in dict(triples="triples of the memory map", dim="dimension of the embeddings", queries="queries of the bootstrap, one triple each", blocks="their blocks", resamples="resamples", passages="passages of dense mining", asked="its queries", dense_dim="its dimension", indexed="passages of the BM25 index").items():
-        parser.add_argument(f"--{k.replace('_', '-')}", type=int, help=f"{what} (default: {FULL[k]:,})")
+        parser.add_argument(f"--{k.replace('_', '-')}", type=at_least_one, help=f"{what} (default: {FULL[k]:,})")
     parser.add_argument("--clock", choices=("wall", "process"), default="wall", help="what the times are: seconds that pass, or seconds of the processor, for a machine that is busy (default: %(default)s)")
     parser.add_argument("--folder", default=tempfile.gettempdir(), help="where the map and the index are written, and removed (default: the temporary folder)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -282,16 +277,10 @@ def main() -> int:
         return 0
     for k, v in (SMALL if args.small else FULL).items():
         if getattr(args, k) is None: setattr(args, k, v)
-        if getattr(args, k) < 1: parser.error(f"--{k.replace('_', '-')} must be at least 1")
     found = machine()
     for name, part in parts.items():
         if args.only in (None, name): part(args)
-    if args.json:
-        from eci_sem.collection import write_text
-        write_text(args.json, json.dumps(dict(machine=found, claims=CLAIMS), indent=1) + "\n")
-    failed = [c["name"] for c in CLAIMS if not c["passed"]]
-    print(f"{len(CLAIMS) - len(failed)} of {len(CLAIMS)} claims hold" + (f"; failed: {', '.join(failed)}" if failed else ""))
-    return int(bool(failed))
+    return finish(dict(machine=found, claims=CLAIMS), args.json)
 
 
 if __name__ == "__main__": sys.exit(main())

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from common import claim, finish, machine, timed
+from common import claim, measured, options, timed
 
 RATIO, MEMORY, OVERLAP, WARM = 4.0, 300.0, 20.0, 20.0 # limits: times, MB, times, times
 
@@ -144,21 +144,12 @@ def bench_warm(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("score", "overlap", "warm"), help="one part of it")
-    parser.add_argument("--json", metavar="FILE", help="write the measurements there as well")
-    parser.add_argument("--triples", type=int, default=100_000, help="triples to score and to compare (default: %(default)s)")
-    parser.add_argument("--dim", type=int, default=768, help="dimension of the embeddings (default: %(default)s)")
-    parser.add_argument("--queries", type=int, default=600, help="scoring queries of the warm ranking (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each measurement, the best of which counts (default: %(default)s)")
+    parts = dict(score=bench_score, overlap=bench_overlap, warm=bench_warm)
+    parser = options(__doc__, parts, triples=(100_000, "triples to score and to compare"), dim=(768, "dimension of the embeddings"), queries=(600, "scoring queries of the warm ranking"), runs=(3, "runs of each measurement, the best of which counts"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child: print(json.dumps(score_child(*json.loads(args.child)))); return 0
-    if min(args.triples, args.dim, args.queries, args.runs) < 1: parser.error("--triples, --dim, --queries and --runs must be at least 1")
-    report = dict(machine=machine(), claims=[])
-    for name, part in dict(score=bench_score, overlap=bench_overlap, warm=bench_warm).items():
-        if args.only in (None, name): report["claims"] += part(args)
-    return finish(report, args.json)
+    return measured(parts, args)
 
 
 if __name__ == "__main__": sys.exit(main())

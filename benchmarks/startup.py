@@ -5,15 +5,13 @@ help   processor time of `eci-sem --help`: at most 0.5 s. The baseline is an int
 
 Prints what was measured, the limit, and PASS or FAIL; the exit status is 1 if it fails. The best of several runs counts.
 """
-import argparse
-import json
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import claim, finish, machine
+from common import claim, finish, machine, options
 
 LIMIT = 0.5 # seconds of processor time
 
@@ -26,11 +24,7 @@ def processor_seconds(command: list[str]) -> tuple[float, str]:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, out
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="runs of each command, the best of which counts (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the measurements there as well")
-    args = parser.parse_args()
-    if args.runs < 1: parser.error("--runs must be at least 1")
+    args = options(__doc__, runs=(5, "runs of each command, the best of which counts")).parse_args()
     about = machine()
     main_of = "import sys; sys.argv = ['eci-sem', '--help']; from eci_sem.cli import main; sys.exit(main())"
     best = {}
