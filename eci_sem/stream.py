@@ -109,13 +109,7 @@ def score_stream(
     batches: Callable[[], Iterable[Triples]], # Starts a walk over the triples: `report.clean_batches`, or lambda: scan_triples(path)
     encoder: Encoder, # Frozen target encoder
     config: ECIConfig | None = None, # Factors by name; None: the defaults
-    *,
-    idf: IDF | None = None, # Weights of the terms; None: fitted on the distinct positives, in a walk of its own
-    tokenizer: str | Tokenizer = "word", # The same that `idf` was made with
-    calibration: Any = None, # For consistency "calibrated"
-    prior: float | None = None, # For consistency "calibrated": R/D
-    mean: Any = None, # For space "centred": (d,), needed up front
-    keep: int = 1 << 28, # Bytes of vectors that are kept
+    **options: Any, # idf, tokenizer, calibration, prior, mean, keep: as for `accumulate_stream`
 ) -> dict[str, Score]: # source -> score of all its triples
     "ECI_sem of each source, in bounded memory; sources are scored on all their own triples, whichever queries they cover. Raises `InputError`. [paper]"
-    return {s: a.result() for s, a in accumulate_stream(batches, encoder, config, idf=idf, tokenizer=tokenizer, calibration=calibration, prior=prior, mean=mean, keep=keep).items()}
+    return {s: a.result() for s, a in accumulate_stream(batches, encoder, config, **options).items()}
