@@ -704,6 +704,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'eci_sem.ranked_stream._covered': ('ranked_stream.html#_covered', 'eci_sem/ranked_stream.py'),
                                        'eci_sem.ranked_stream._number_of_blocks': ( 'ranked_stream.html#_number_of_blocks',
                                                                                     'eci_sem/ranked_stream.py'),
+                                       'eci_sem.ranked_stream.compare_sums': ( 'ranked_stream.html#compare_sums',
+                                                                               'eci_sem/ranked_stream.py'),
                                        'eci_sem.ranked_stream.rank_files': ('ranked_stream.html#rank_files', 'eci_sem/ranked_stream.py'),
                                        'eci_sem.ranked_stream.rank_stream': ('ranked_stream.html#rank_stream', 'eci_sem/ranked_stream.py')},
             'eci_sem.report': { 'eci_sem.report.Ran': ('report.html#ran', 'eci_sem/report.py'),

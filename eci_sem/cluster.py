@@ -25,15 +25,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .bootstrap import compare_pairs, correct_draws, interval, ranks, resample_counts
 from .checks import _Unique, _column_keys, _hash, _isin
 from .collection import InputError
 from .encoders import Encoder, load_encoder
 from .formats import scan_triples
-from .lexical import IDF, Tokenizer, get_tokenizer, lexical_residuality
+from .lexical import IDF, Tokenizer, get_tokenizer
+from .ranked_stream import compare_sums
 from .runs import Outcome, _Worker
 from .score import Accumulator, ECIConfig, Score
-from .stream import _Vectors
+from .stream import _Vectors, accumulate_stream
 from .triples import Triples
 
 if TYPE_CHECKING: import pandas as pd
@@ -240,24 +240,13 @@ def _count_shard(path: str, parts: list[Any], only: list[int], reading: dict[str
 
 def _score_shard(path: str, encoder: ClusterEncoder, job: dict[str, Any]) -> tuple[dict[str, Accumulator], dict[str, int]]: # (source -> its triples, what was done)
     import resource
-    tokenizer, config, found, rows = get_tokenizer(job["tokenizer"], encoder), job["config"], {}, 0
-    queries, passages = (_Vectors(e, encoder.dim, job["keep"] // 2) for e in (encoder.encode_queries, encoder.encode_passages))
-    with _naming(path):
+    rows = 0
+    def batches() -> Iterator[Triples]:
+        nonlocal rows
         for t in scan_triples(path, **job["reading"]):
-            if not len(t): continue
             rows += len(t)
-            rho = None if config.overlap == "none" else lexical_residuality(t, job["idf"], tokenizer, config.overlap).rho
-            (texts, (query,)), (names, (source,)) = t.distinct("query"), t.distinct("source")
-            q = queries(texts)
-            texts, (positive, negative) = t.distinct("positive", "negative")
-            p, block = passages(texts), None
-            if job["blocks"]: block = (_column_keys(t, "query_id")[0] % np.uint64(job["blocks"])).astype(np.int64)
-            for k, s in enumerate(names):
-                mine = np.flatnonzero(source == k)
-                if s not in found: found[s] = Accumulator(encoder.dim, config, job["blocks"], **job["given"])
-                for i in range(0, len(mine), 8192):
-                    r = mine[i:i + 8192]
-                    found[s].add(q[query[r]], p[positive[r]], p[negative[r]], None if rho is None else rho[r], None if block is None else block[r])
+            yield t
+    with _naming(path): found = accumulate_stream(batches, encoder, job["config"], idf=job["idf"], tokenizer=job["tokenizer"], keep=job["keep"], blocks=job["blocks"], **job["given"])
     return found, dict(rows=rows, pid=os.getpid(), peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 def _merge(left: dict[str, Accumulator], right: dict[str, Accumulator]) -> dict[str, Accumulator]:
@@ -317,19 +306,15 @@ class ClusterScores(dict):
         resamples: int = 1000, # Bootstrap resamples of the query blocks
         seed: int = 0, # Of the bootstrap
         alpha: float = 0.05, # 1 - coverage of the intervals
-    ) -> "pd.DataFrame": # One row per source, the highest score first: n, value, lo, hi, bias, rank
+    ) -> "pd.DataFrame": # One row per source, the highest score first: n, value, lo, hi, bias, rank, ties
         "Intervals and ranks from the merged query blocks, without a table of triples. Raises `InputError`. [ours]"
         import pandas as pd
         names, first = list(self), next(iter(self.accumulators.values()))
         if not first.blocks: raise InputError("there are no query blocks to resample: score with blocks=256, say.")
         for s, a in self.accumulators.items():
             if not a.block_counts.all(): raise InputError(f"source {s!r} has triples in {(a.block_counts > 0).sum()} of {a.blocks} query blocks, so a resample could be empty: give fewer blocks, or leave that source out.")
-        gain, counts = first.config.gain_for(first.dim), resample_counts(first.blocks, resamples, seed)
-        values = np.array([self[s].value for s in names])
-        draws, bias = correct_draws(values, np.stack([self.accumulators[s].block_scores(counts) for s in names], 1), gain)
-        pairs, (lo, hi) = compare_pairs(names, values, draws, alpha=alpha), interval(draws, alpha)
-        place = ranks(names, pairs)
-        table = pd.DataFrame(dict(n=[self[s].n for s in names], value=values, lo=lo, hi=hi, bias=bias, rank=[place[s] for s in names]), index=pd.Index(names, name="source"))
+        columns, pairs, _ = compare_sums({s: self.accumulators[s] for s in names}, np.array([self[s].value for s in names]), dict.fromkeys(names, "source"), resamples, seed, alpha)
+        table = pd.DataFrame(dict(n=[self[s].n for s in names], **{c: columns[c] for c in ("value", "lo", "hi", "bias", "rank", "ties")}), index=pd.Index(names, name="source"))
         table.attrs["pairs"] = pairs
         return table.sort_values("value", ascending=False, kind="stable")
 

@@ -377,7 +377,7 @@ def _notes(r: Ranking) -> list[str]:
     notes.append("ECI_sem: names of the factors [paper], their forms [ours]." + (" ECI_net: [ours]." if "eci_net" in r.metrics else ""))
     if p.get("recommendation"): notes.append(p["recommendation"])
     if p["empty_queries"]: notes.append(f"{p['empty_queries']:,} queries have no token for the tokenizer: rho = 1 for them.")
-    if p["units"] < p["queries"]: notes.append(f"Resampled in {p['units']} blocks of queries, for the number of triples.")
+    if p["units"] < p["queries"]: notes.append(f"Resampled in {p['units']} blocks of queries, " + (f"of which a matrix for each source is held ({p['block_bytes'] / 1e6:,.0f} MB)." if "block_bytes" in p else "for the number of triples."))
     for s in t.index[t["kind"] == "control"]:
         for m in r.metrics:
             x, own = METRICS[m][0], r.pairs[(r.pairs["metric"] == m) & (r.pairs["family"] == "control") & r.pairs["significant"]]
