@@ -1,21 +1,21 @@
 """What scoring on a cluster promises, measured: python benchmarks/cluster.py [--rows N] [--shards K] [--workers W] [--encoder NAME] [--address A] [--json FILE]
 
 Files of N rows (default 200,000) and of four times as many over the same texts are scored by `score_stream` in this process and by
-`score_cluster` on W workers (default 2). Asserted: the scores agree to 1e-10 relative; each text is encoded once; with four times the rows
-the largest worker's peak memory grows by at most 60 MB. Seconds of both are printed: on one machine the cluster has to start its
+`score_cluster` on W workers (default 2). The scores agree to 1e-10 relative; each text is encoded once; with four times the rows
+the largest worker's peak memory grows by at most 60 MB. Seconds of both are printed, and no claim is made of them: on one machine the cluster has to start its
 workers, which takes seconds, and pays off where the encoder is what costs. --toy stands for an encoder that costs nothing.
 
 Prints what was measured, and PASS or FAIL; the exit status is 1 if one fails.
 """
-import argparse
 import hashlib
-import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from common import claim, finish, machine, options, timed
 
 GROWTH = 60.0 # MB
 
@@ -38,36 +38,31 @@ def make_shards(folder: Path, rows: int, shards: int) -> list[Path]:
     return found
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, kind, default in (("rows", int, 200_000), ("shards", int, 8), ("workers", int, 2), ("encoder", str, "glove"), ("address", str, None), ("json", str, None)): parser.add_argument(f"--{name}", type=kind, default=default)
-    parser.add_argument("--toy", action="store_true")
+    parser = options(__doc__, rows=(200_000, "rows of the smaller run"), shards=(8, "files"), workers=(2, "actors that encode, and tasks at a time"))
+    parser.add_argument("--encoder", default="glove", help="an embedded encoder or a folder (default: %(default)s)")
+    parser.add_argument("--address", help="of a cluster (default: one on this machine, for the time of the run)")
+    parser.add_argument("--toy", action="store_true", help="an encoder that costs nothing")
     args = parser.parse_args()
     from eci_sem.cluster import connected, score_cluster
     from eci_sem.encoders import load_encoder
     from eci_sem.formats import scan_triples
     from eci_sem.stream import score_stream
-    lines, ok = [], True
-    def tell(what: str, good: bool = True, **numbers) -> None:
-        nonlocal ok
-        ok &= good; lines.append(dict(numbers, what=what, passed=good)); print(f"{'PASS' if good else 'FAIL'}  {what}: " + ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" for k, v in numbers.items()), flush=True)
+    about, claims, peaks = machine(), [], []
     with tempfile.TemporaryDirectory() as tmp, connected(args.address, None if args.address else args.workers):
-        peaks = []
         for rows in (args.rows, 4 * args.rows):
             files = make_shards(Path(tmp), rows, args.shards)
-            encoder = lambda: Toy() if args.toy else load_encoder(args.encoder, cache=Path(tmp) / f"cache-{rows}")
-            started = time.perf_counter(); cpu = time.process_time()
-            local = score_stream(lambda: (t for f in files for t in scan_triples(f)), encoder())
-            alone, cpu = time.perf_counter() - started, time.process_time() - cpu
-            there = Toy if args.toy else load_encoder(args.encoder, cache=Path(tmp) / f"cluster-{rows}")
-            found = score_cluster(files, there, workers=args.workers)
-            distinct = len({x for f in files for t in scan_triples(f) for x in t.texts("query")}) + len({x for f in files for t in scan_triples(f) for c in ("positive", "negative") for x in t.texts(c)})
-            tell(f"{rows:,} rows, scores", max(abs(found[s].value / local[s].value - 1) for s in local) <= 1e-10, largest_difference=float(max(abs(found[s].value / local[s].value - 1) for s in local)))
-            tell(f"{rows:,} rows, texts", found.work["encoded"] == distinct, encoded=found.work["encoded"], distinct=distinct)
-            tell(f"{rows:,} rows, time", seconds_local=alone, processor_seconds_local=cpu, seconds_cluster=found.work["seconds"], workers=found.work["workers"])
+            def walk(): return (t for f in files for t in scan_triples(f))
+            def encoder(kind: str): return load_encoder(args.encoder, cache=Path(tmp) / f"{kind}-{rows}")
+            alone, local = timed(lambda: score_stream(walk, Toy() if args.toy else encoder("alone")))
+            found = score_cluster(files, Toy if args.toy else encoder("cluster"), workers=args.workers)
+            queries, passages = set(), set()
+            for t in walk(): queries.update(t.texts("query")); passages.update(t.texts("positive"), t.texts("negative"))
+            what = f"{rows:,} rows in {args.shards} files, {found.work['workers']} workers: {found.work['seconds']:.1f} s, starting the actors included; one process alone {alone:.1f} s"
+            claims.append(claim(f"cluster, {rows:,} rows, scores off those of one process", max(abs(found[s].value / x.value - 1) for s, x in local.items()), 1e-10, True, what))
+            claims.append(claim(f"cluster, {rows:,} rows, texts encoded again", found.work["encoded"] - len(queries) - len(passages), 0, True, f"{found.work['encoded']:,} encoded", "texts"))
             peaks.append(found.work["peak_mb"])
-            tell(f"{rows:,} rows, memory", peak_mb_of_a_worker=peaks[-1])
-        tell("growth with four times the rows", peaks[1] - peaks[0] <= GROWTH, mb=peaks[1] - peaks[0])
-    if args.json: Path(args.json).write_text(json.dumps(lines, indent=1) + "\n")
-    return 0 if ok else 1
+    claims.append(claim("cluster, growth of a worker's peak memory with four times the rows", peaks[1] - peaks[0], GROWTH, True, f"from {peaks[0]:,} to {peaks[1]:,} MB", "MB"))
+    return finish(dict(machine=about, claims=claims), args.json)
+
 
 if __name__ == "__main__": sys.exit(main())
