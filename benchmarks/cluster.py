@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import claim, finish, machine, options, timed
+from common import claim, finish, machine, options, some_texts, timed
 
 GROWTH = 60.0 # MB
 
@@ -29,9 +29,7 @@ def make_shards(folder: Path, rows: int, shards: int) -> list[Path]:
     "Files of triples over 4,000 queries and 20,000 passages."
     from eci_sem.triples import Triples
     rng = np.random.default_rng(0)
-    words = np.array("water house river night music paper stone light garden winter market letter engine forest island doctor bridge summer school window".split(), object)
-    texts = lambda n, length: [f"{' '.join(words[rng.integers(0, len(words), length)])} {i}" for i in range(n)]
-    queries, passages, found = texts(4_000, 6), texts(20_000, 30), []
+    queries, passages, found = some_texts(rng, 4_000, 6), some_texts(rng, 20_000, 30), []
     for k in range(shards):
         q, d = rng.integers(0, 4_000, rows // shards), rng.integers(4_000, 20_000, rows // shards)
         found.append(Triples.from_rows([dict(query=queries[i], positive=passages[i], negative=passages[j], source=f"s{j % 4}") for i, j in zip(q, d)]).write(folder / f"{rows}-{k:03}.parquet"))

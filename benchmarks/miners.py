@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -26,26 +25,12 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import machine
+from common import claim, finish, forget_peak, machine, memory, peak
 
 TIMES, ROUNDING = 1.0, 2e-6 # limit of the ratios ours / theirs; how far two float32 similarities of unit vectors may be apart
 
 
 # --- in a process of its own
-
-def memory() -> float:
-    "Memory of this process in MB: now where that can be told, else the most so far."
-    try: return next(int(line.split()[1]) / 1e3 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
-    except (OSError, StopIteration): return peak()
-
-def peak() -> float:
-    "The most memory since `forget_peak`, in MB."
-    try: return next(int(line.split()[1]) / 1e3 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    except (OSError, StopIteration): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-
-def forget_peak() -> None:
-    try: Path("/proc/self/clear_refs").write_text("5")
-    except OSError: pass # then the peak is that of the whole process, loading included
 
 def load(args: dict[str, Any]) -> tuple[Any, list[Any], Any]:
     from eci_sem.collection import named_collection
@@ -129,11 +114,6 @@ def grouped(pairs: list[Any], found: list[list[str]]) -> list[list[str]]:
     for q, p, n in found: rows.setdefault((q, p), []).append(n)
     return [rows.get((p.query, p.positive), []) for p in pairs]
 
-def claim(name: str, value: float, limit: float, what: str, about: str, **measured: Any) -> dict[str, Any]:
-    good = value <= limit
-    print(f"{'PASS' if good else 'FAIL'}  {name}: {value:.2f} (at most {limit:g}); {what}", flush=True)
-    return dict(name=name, value=round(float(value), 4), limit=limit, kind="at most", passed=bool(good), what=what, about=about, **measured)
-
 def compare(settings: dict[str, Any], runs: int) -> list[dict[str, Any]]:
     "The two miners under one margin: three claims."
     from eci_sem.collection import normalise
@@ -173,9 +153,9 @@ def compare(settings: dict[str, Any], runs: int) -> list[dict[str, Any]]:
     for line in without[:5]: print(f"      no reason: {line}")
     best = {m: min(a["seconds"] for a in rs) for m, rs in answers.items()}
     extra = {m: rs[0]["extra"] for m, rs in answers.items()}
-    return [claim(f"{what}, negatives that differ without a reason", len(without), 0, f"{sum(map(len, ours)):,} of ours, {total:,} of theirs, for {len(unique):,} pairs over {len(collection.corpus):,} passages: {told}; {len(without):,} without a reason; embeddings at most {apart:.0e} apart", about="negatives", without=len(without), counts=dict(counts)),
-        claim(f"{what}, time, ours over theirs", best["ours"] / best["theirs"], TIMES, f"{best['ours']:.2f} s against {best['theirs']:.2f} s, best of {runs}", about="time", **best),
-        claim(f"{what}, memory, ours over theirs", extra["ours"] / max(extra["theirs"], 1e-9), TIMES, f"{extra['ours']:.0f} MB against {extra['theirs']:.0f} MB at the peak of the first run", about="memory", **extra)]
+    return [claim(f"{what}, negatives that differ without a reason", len(without), 0, True, f"{sum(map(len, ours)):,} of ours, {total:,} of theirs, for {len(unique):,} pairs over {len(collection.corpus):,} passages: {told}; {len(without):,} without a reason; embeddings at most {apart:.0e} apart") | dict(about="negatives", without=len(without), counts=dict(counts)),
+        claim(f"{what}, time, ours over theirs", best["ours"] / best["theirs"], TIMES, True, f"{best['ours']:.2f} s against {best['theirs']:.2f} s, best of {runs}") | dict(about="time", **best),
+        claim(f"{what}, memory, ours over theirs", extra["ours"] / max(extra["theirs"], 1e-9), TIMES, True, f"{extra['ours']:.0f} MB against {extra['theirs']:.0f} MB at the peak of the first run") | dict(about="memory", **extra)]
 
 
 def main() -> int:
@@ -198,12 +178,8 @@ def main() -> int:
     settings = dict(data=args.data, split=args.split or (["train", "test"] if args.data == "docstrings" else ["test"]), encoder=args.encoder, num=args.num, limit=args.limit, positives=args.positives or None)
     about = machine()
     claims = [c for m in args.margin for c in compare({**settings, "margin": None if m == "none" else float(m)}, args.runs)]
-    if args.json:
-        from eci_sem.collection import write_text
-        write_text(args.json, json.dumps(dict(machine=about, settings={k: Path(v).name if k in ("data", "encoder") else v for k, v in settings.items()}, claims=claims), indent=1) + "\n")
-    failed = [c for c in claims if not c["passed"]]
-    print(f"{len(claims) - len(failed)} of {len(claims)} claims hold" + (f"; failed: {'; '.join(c['name'] for c in failed)}" if failed else ""))
-    return 2 if any(c["about"] == "negatives" for c in failed) else int(bool(failed))
+    done = finish(dict(machine=about, settings={k: Path(v).name if k in ("data", "encoder") else v for k, v in settings.items()}, claims=claims), args.json)
+    return 2 if any(c["about"] == "negatives" and not c["passed"] for c in claims) else done
 
 
 if __name__ == "__main__": sys.exit(main())

@@ -17,6 +17,7 @@ not the baseline's; `--small` runs everything at a hundredth of the size in a fe
 meant for the full size.
 """
 import argparse
+import ctypes
 import hashlib
 import json
 import shutil
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import at_least_one, claim as one_claim, finish, machine, options
+from common import at_least_one, claim as one_claim, finish, machine, options, weighted
 
 LIMITS = dict(ratio=3.0, memory=500.0, gpu=2.0, seconds=60.0, naive=20.0, bootstrap_memory=1200.0, search=2.0, load=5.0, mapped=0.25)
 FULL = dict(triples=1_000_000, dim=768, queries=100_000, blocks=256, resamples=1000, passages=1_000_000, asked=1000, dense_dim=384, indexed=200_000)
@@ -48,6 +49,7 @@ def own() -> float:
 class Watch:
     "Seconds, processor seconds, and the most memory beside what was there at the start, looked at 100 times a second."
     def __enter__(self) -> "Watch":
+        if sys.platform == "linux": ctypes.CDLL(None).malloc_trim(0) # or what is taken from freed memory would not be seen
         self.before = self.most = own()
         self.done = threading.Event()
         self.thread = threading.Thread(target=self.look, daemon=True); self.thread.start()
@@ -76,16 +78,6 @@ def normal(path: Path, N: int, d: int, seed: int, beside: np.ndarray | None = No
         out[part] = x if beside is None else x + beside[part]
     out.flush()
     return np.load(path, mmap_mode="r")
-
-def weighted(q: np.ndarray, p: np.ndarray, n: np.ndarray, rho: np.ndarray) -> np.ndarray:
-    "Rows sqrt(w) r with the default factors, in plain numpy."
-    Q, P, R = (x.astype(np.float64) for x in (q, p, n))
-    for x in (Q, P, R): x /= np.linalg.norm(x, axis=1, keepdims=True)
-    m = np.einsum("ij,ij->i", Q, P) - np.einsum("ij,ij->i", Q, R)
-    P *= np.einsum("ij,ij->i", P, R)[:, None]
-    R -= P
-    R *= np.sqrt(1 / (1 + np.exp(np.abs(m) / 0.05)) * rho)[:, None]
-    return R
 
 def child_map(a: dict[str, Any]) -> dict[str, Any]:
     from eci_sem.score import eci_score

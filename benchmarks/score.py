@@ -11,7 +11,6 @@ runs, taken in turns, so that another program's load falls on both sides; ratios
 import argparse
 import json
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,16 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from common import claim, measured, options, timed
+from common import claim, forget_peak, measured, memory, options, peak, timed, weighted
 
 RATIO, MEMORY, OVERLAP, WARM = 4.0, 300.0, 20.0, 20.0 # limits: times, MB, times, times
 
 
 # --- 1. the score
-
-def peak() -> float:
-    "The most memory that this process has had so far, in MB."
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 def score_child(N: int, d: int, runs: int) -> dict[str, float]:
     "Runs in a process of its own, so that the peak of its memory is that of scoring."
@@ -39,18 +34,10 @@ def score_child(N: int, d: int, runs: int) -> dict[str, float]:
     p += q; n += q
     rho = rng.random(N)
     eci_score(q[:900], p[:900], n[:900], rho[:900]) # imports, threads
-    before = peak()
+    forget_peak(); before = memory()
     seconds, score = timed(lambda: eci_score(q, p, n, rho))
     extra = peak() - before
-    # the same in plain numpy, all rows at once
-    Q, P, R = (x.astype(np.float64) for x in (q, p, n))
-    for x in (Q, P, R): x /= np.linalg.norm(x, axis=1, keepdims=True)
-    m = np.einsum("ij,ij->i", Q, P) - np.einsum("ij,ij->i", Q, R)
-    del Q
-    P *= np.einsum("ij,ij->i", P, R)[:, None]
-    R -= P
-    del P
-    R *= np.sqrt(1 / (1 + np.exp(np.abs(m) / 0.05)) * rho)[:, None]
+    R = weighted(q, p, n, rho) # all rows at once
     product, M = timed(lambda: R.T @ R)
     value = np.linalg.slogdet(np.eye(d) + M / N)[1]
     assert abs(score.value / value - 1) < 1e-10, f"one-shot numpy gives {value!r}, eci_score {score.value!r}"

@@ -14,7 +14,6 @@ is 1 if one fails. The files are made in a temporary folder and need about 0.6 G
 """
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,12 +23,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import claim, finish, machine
+from common import claim, finish, forget_peak, machine, memory, options, peak, some_texts
 
 FIXED, PER_ROW, LINES, RUN = 400.0, 60.0, 400.0, 300.0 # limits: MB, bytes a row, MB, MB
 VERIFIED = 2_000_000 # rows up to which the scores are compared with those of the whole table in memory
-
-def peak() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 # MB
 
 def make_rows(path: Path, rows: int, seed: int = 0) -> None:
     "A file of triples over 4,000 queries and 20,000 passages, written batch by batch; about 1 row in 10,000 is a copy of its positive."
@@ -37,8 +34,7 @@ def make_rows(path: Path, rows: int, seed: int = 0) -> None:
     import pyarrow.parquet as pq
     from eci_sem.triples import SCHEMA
     rng = np.random.default_rng(seed)
-    words = np.array("water house river night music paper stone light garden winter market letter engine forest island doctor bridge summer school window".split(), object)
-    def texts(n, length): return pa.array([f"{' '.join(words[rng.integers(0, len(words), length)])} {i}" for i in range(n)], pa.large_string())
+    def texts(n, length): return pa.array(some_texts(rng, n, length), pa.large_string())
     queries, passages = texts(4_000, 6), texts(20_000, 30)
     ids = [pa.array([f"{k}{i}" for i in range(len(x))], pa.large_string()) for k, x in (("q", queries), ("p", passages))]
     sources = pa.array(["bm25", "dense", "llm", "random"], pa.large_string())
@@ -74,26 +70,26 @@ def step(name: str, path: str) -> dict:
     from eci_sem.stream import score_stream
     out = {}
     if name == "lines":
-        base, start = peak(), time.perf_counter()
+        forget_peak(); base, start = memory(), time.perf_counter()
         rows = sum(len(t) for t in scan_triples(path))
         return dict(rows=rows, seconds=time.perf_counter() - start, peak_mb=peak() - base)
     if name == "run":
         lines = sum(1 for _ in open(path))
         texts = {f"p{i}": f"passage {i}" for i in range(100_000)}
         options = dict(corpus=texts, queries={f"q{q}": f"query {q}" for q in range(lines // 1000)}, qrels={f"q{q}": {f"p{q * 7 % 100_000}": 1} for q in range(lines // 1000)})
-        base, start = peak(), time.perf_counter()
+        forget_peak(); base, start = memory(), time.perf_counter()
         rows = sum(len(t) for t in scan_triples(path, **options))
         return dict(rows=rows, seconds=time.perf_counter() - start, peak_mb=peak() - base)
     if name == "folder":
         import datasets # what is imported on the way is no part of it
         from eci_sem.trainers import write_layout
-        base, start = peak(), time.perf_counter()
+        forget_peak(); base, start = memory(), time.perf_counter()
         report = check_file(path)
         write_layout((t.select("bm25") for t in report.clean_batches() if "bm25" in t.sources), path + ".folder", "st-labeled-list")
         return dict(rows=report.rows, seconds=time.perf_counter() - start, peak_mb=peak() - base)
     encoder = load_encoder("glove", cache=False)
     encoder.encode_passages(["warm"], progress=False)
-    base, start = peak(), time.perf_counter()
+    forget_peak(); base, start = memory(), time.perf_counter()
     report = check_file(path)
     out = dict(rows=report.rows, bad=report.bad, check_seconds=time.perf_counter() - start)
     start = time.perf_counter()
@@ -127,12 +123,8 @@ def whole_difference(report, encoder, scores: dict) -> float:
     return worst
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--megabytes", type=int, default=1024)
-    parser.add_argument("--lines", type=int, default=10_000_000)
-    parser.add_argument("--only", nargs="+", choices=("score", "rank", "folder", "run", "lines"), default=("score", "rank", "folder", "run", "lines"))
-    parser.add_argument("--json", type=Path)
+    parser = options(__doc__, rows=(10_000_000, "rows of the Parquet file"), megabytes=(1024, "size of the JSONL file"), lines=(10_000_000, "lines of the run"))
+    parser.add_argument("--only", nargs="+", choices=("score", "rank", "folder", "run", "lines"), default=("score", "rank", "folder", "run", "lines"), help="some of the steps")
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step: print(json.dumps(step(*args.step))); return 0
@@ -140,13 +132,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as tmp:
         for make, size, names in ((make_rows, args.rows, ("score", "rank", "folder")), (make_run, args.lines, ("run",)), (make_lines, args.megabytes, ("lines",))):
             names = [n for n in names if n in args.only]
-            if not size or not names: continue
+            if not names: continue
             path = Path(tmp, names[0])
             make(path, size)
             for name in names:
                 run = subprocess.run([sys.executable, __file__, "--step", name, str(path)], capture_output=True, text=True)
                 if run.returncode: print(run.stderr, file=sys.stderr); return 1
                 results[name] = found = {**json.loads(run.stdout.splitlines()[-1]), "file_mb": path.stat().st_size / 1e6}
+                if not found["peak_mb"] > 0: print(f"{name}: no memory was seen to be taken, so nothing was measured", file=sys.stderr); return 1
                 limit = {"lines": LINES, "run": RUN}.get(name, FIXED + PER_ROW * args.rows / 1e6 + 3 * found.get("blocks_mb", 0))
                 times = ", ".join(f"{k.replace('_', ' ')} {v:.0f}" for k, v in found.items() if k.endswith("seconds"))
                 claims.append(claim(f"streaming ({name}), extra memory at its peak", found["peak_mb"], limit, True, f"{found['rows']:,} rows of a file of {found['file_mb']:.0f} MB; {times}" + (f"; scores equal to those of the whole table within {found['difference']:.0e}" if "difference" in found else ""), "MB"))
