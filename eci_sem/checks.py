@@ -19,8 +19,8 @@ import numpy as np
 
 from .collection import Collection, InputError, atomic_path, normalise
 from .encoders import Encoder
-from .formats import _json, _lines_to, _recognise, scan_triples, write_triples
-from .trainers import LAYOUTS, write_layout
+from .formats import _recognise, scan_triples, write_triples
+from .trainers import LAYOUTS, _json, _lines_to, write_layout
 from .triples import CHECKS, COLUMNS, SCHEMA, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _copies, _group_position, _kind_of, _merge_dropped
 
 # %% ../nbs/02a_checks.ipynb #fc616eea
@@ -263,7 +263,7 @@ class FileReport:
     def write_rejected(self,
         path: str | Path, # .jsonl or .jsonl.gz
     ) -> Path: # The path
-        "Write what was thrown out with the file, the place and the reason, one row a line; a line of the file that can't be used as its text, a row as JSON. Raises `InputError`. [ours]"
+        "Write what was thrown out with the file, the place and the reason, one row a line; in the order in which it was found: a line that can't be used as its text (fields of a run or of a table joined anew), a row as JSON. Raises `InputError`. [ours]"
         with _lines_to(Path(path)) as out:
             for first, t, kind in self.marked(lambda number, why, line: out(_json({"file": self.path.name, self._place: number, "reason": why, "text": line.decode("utf-8", "replace").rstrip("\n")}))):
                 rows = np.flatnonzero(kind < len(CHECKS))

@@ -296,15 +296,13 @@ def _reading(args: argparse.Namespace) -> dict[str, object]:
     return {k: v for k in ("corpus", "queries", "qrels", "depth", "judged_only", "format") if (v := getattr(args, k))}
 
 def _read(files: Sequence[str], **options: object):
+    from eci_sem.formats import _FileSources
     from eci_sem.triples import DEFAULT_SOURCE, Triples
-    parts, origin = [], {}
+    parts, named = [], _FileSources(files)
     for file in files:
         with _as_options(): part = Triples.read(file, **options)
-        if len(files) > 1 and part.sources == [DEFAULT_SOURCE]: part = part.rename(source=DEFAULT_SOURCE, to=Path(file).name.split(".")[0])
-        for source in part.sources:
-            if source in origin: raise InputError(f"{file}: source {source!r} is in {origin[source]} too; sources of several files need names of their own (the column 'source', or the file's name).")
-            origin[source] = file
-        parts.append(part)
+        name = named.name(file, part.sources)
+        parts.append(part if name is None else part.rename(source=DEFAULT_SOURCE, to=name))
     return parts[0] if len(parts) == 1 else Triples.concat(parts)
 
 def _engine(args: argparse.Namespace) -> None:
@@ -318,13 +316,17 @@ def _rank_stream(args: argparse.Namespace, out: Path | None) -> int:
     config = _config(args.config, args.tau, args.gain)
     from eci_sem.encoders import load_encoder
     from eci_sem.ranked_stream import rank_files
-    encoder, collection = load_encoder(args.encoder, device=args.device, dtype=args.dtype), named_collection(args.collection) if args.collection else None
+    collection = named_collection(args.collection) if args.collection else None
+    def encoder(): return load_encoder(args.encoder, device=args.device, dtype=args.dtype)
     with _as_options(): ranking = rank_files(args.files, encoder, config, collection=collection, tokenizer=args.tokenizer, reading=_reading(args), resamples=args.resamples, seed=args.seed)
+    return _ranked(args, out, ranking)
+
+def _ranked(args: argparse.Namespace, out: Path | None, ranking: object, *more: object, **data: list[dict]) -> int:
     if out: write_text(out, {".csv": lambda: ranking.frame().to_csv(), ".json": ranking.to_json, ".tex": ranking.to_latex}[out.suffix]())
-    def data() -> dict:
+    def as_json() -> dict:
         import json
-        return json.loads(ranking.to_json()) | dict(advice=ranking.advice())
-    return _say(args, f"{ranking}\n\n{ranking.advice()}", data)
+        return json.loads(ranking.to_json()) | dict(advice=ranking.advice()) | data
+    return _say(args, "\n\n".join(str(x) for x in (ranking, ranking.advice(), *more) if x is not None), as_json)
 
 def _rank(args: argparse.Namespace) -> int:
     out = _out(args.out, (".csv", ".json", ".tex")) if args.out else None
@@ -336,15 +338,11 @@ def _rank(args: argparse.Namespace) -> int:
     encoder = load_encoder(args.encoder, device=args.device, dtype=args.dtype)
     collection = named_collection(args.collection) if args.collection else None
     ranking = rank_sources(triples, encoder, collection=collection, config=config, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed, engine=args.engine, address=args.address)
-    if out: write_text(out, {".csv": lambda: ranking.frame().to_csv(), ".json": ranking.to_json, ".tex": ranking.to_latex}[out.suffix]())
     alone = args.explain and len(ranking.table) < 2
     explained = ranking.explain() if args.explain and not alone else None
     shown = ranking.examples(triples, n=args.examples) if args.examples else None
-    def data() -> dict:
-        import json
-        more = dict(advice=ranking.advice()) | ({} if explained is None else dict(explanation=explained.frame().reset_index().to_dict("records"))) | ({} if shown is None else dict(examples=shown.frame().to_dict("records")))
-        return json.loads(ranking.to_json()) | more
-    return _say(args, "\n\n".join(str(x) for x in (ranking, ranking.advice(), explained, "One source: there is nothing to explain it against." if alone else None, shown) if x is not None), data)
+    data = ({} if explained is None else dict(explanation=explained.frame().reset_index().to_dict("records"))) | ({} if shown is None else dict(examples=shown.frame().to_dict("records")))
+    return _ranked(args, out, ranking, explained, "One source: there is nothing to explain it against." if alone else None, shown, **data)
 
 def _check(args: argparse.Namespace) -> int:
     if not Path(args.file).exists(): raise InputError(f"{args.file}: no such file.")

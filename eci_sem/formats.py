@@ -22,7 +22,7 @@ import pyarrow as pa
 from .collection import Collection, InputError, atomic_path, decode_line, json_object, read_lines, unknown_name
 from .layouts import ADAPTERS, Place, Reading, _msmarco_ids, fields, is_header, labeled_pairs, layout_of, read_qrels, read_texts, run_blocks, run_negatives, run_triples
 from .trainers import _json, _lines_to, _one_source, _rows, to_dataset, write_layout
-from .triples import COLUMNS, DEFAULT_SOURCE, SCHEMA, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _batches, _complete, _json_values, _kind_of, _merge_dropped, _need_texts
+from .triples import COLUMNS, DEFAULT_SOURCE, SCHEMA, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _batches, _refuse_halves, _complete, _json_values, _kind_of, _merge_dropped, _need_texts
 
 # %% ../nbs/01a_formats.ipynb #fa1472a2
 @dataclass(frozen=True)
@@ -197,7 +197,9 @@ def _pieces(table: pa.Table, first: int, judge: Callable[[pa.Table, int], pa.Tab
     try: yield first, judge(table, first); return
     except InputError as e:
         if rejected is None: raise
-        if len(table) == 1: rejected(first, str(e), _row_of(table)); return
+        if len(table) == 1:
+            why = str(e) # what concerns a column does not say which row it was
+            rejected(first, why if f"row {first} " in why else f"row {first} (counting from 0): {why}", _row_of(table)); return
     half = len(table) // 2
     yield from _pieces(table.slice(0, half), first, judge, rejected)
     yield from _pieces(table.slice(half), first + half, judge, rejected)
@@ -258,7 +260,8 @@ def _adapted(found: _Found, rows: Iterable[tuple[Place, dict[str, Any]]], readin
             try:
                 values = list(values)
                 try: "".join(x for v in values for x in v[:7] if x).encode()
-                except UnicodeEncodeError: list(_batches([(where, values)])) # names the column
+                except UnicodeEncodeError:
+                    for v in values: _refuse_halves(where, zip(COLUMNS, v))
             except InputError as e: where.reject(rejected, e); continue
         yield where, values
 
@@ -526,6 +529,17 @@ def _write_trec(t: Triples, path: Path, qrels: str | Path | None) -> None:
             for q, (positives, _) in groups.items(): out("".join(f"{q} 0 {_word(p, 'the positive id')} 1\n" for p in positives))
 
 _WRITERS: dict[str, Callable[..., None]] = {"parquet": _write_parquet, "jsonl": _write_jsonl, "tsv": _write_tsv, "flagembedding": _write_flagembedding, "tevatron": _write_tevatron, "msmarco": _write_msmarco, "qidpidtriples": _write_ids}
+
+class _FileSources:
+    "Which file each source comes from: of several files, one without a source of its own is the source of its name."
+    def __init__(self, files: Iterable[str | Path]): self.several, self.origin = len(list(files)) > 1, {}
+    def name(self, file: str | Path, sources: Iterable[str]) -> str | None: # The name of a file without a source of its own
+        sources = list(sources)
+        name = Path(file).name.split(".")[0] if self.several and sources == [DEFAULT_SOURCE] else None
+        for s in sources if name is None else (name,):
+            if s in self.origin: raise InputError(f"{file}: source {s!r} is in {self.origin[s]} too; sources of several files need names of their own (the column 'source', or the file's name).")
+            self.origin[s] = file
+        return name
 
 def write_triples(
     triples: Triples, # What to write

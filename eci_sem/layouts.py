@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .collection import Collection, InputError, decode_line, json_object, read_lines
-from .triples import DEFAULT_SOURCE
+from .triples import DEFAULT_SOURCE, _refuse_halves
 
 # %% ../nbs/01b_layouts.ipynb #fae2ca3f
 class Place(str):
@@ -164,7 +164,7 @@ def labeled_pairs(
             try:
                 if (m := row.get(label)) not in (0, 1): raise InputError(f"{where}: {_found(row, label) if not isinstance(m, (int, float)) else f'{label!r} is {m:g}'}, expected 1 for a positive and 0 for a negative.")
                 found = where, _text(row, query, where), _text(row, passage, where), m
-                if rejected and (bad := next((k for k in (query, passage) if any("\ud800" <= c <= "\udfff" for c in row[k])), None)): raise InputError(f"{where}: {bad!r} holds half a surrogate pair, which is no text; repair the line.")
+                if rejected: _refuse_halves(where, ((k, row[k]) for k in (query, passage)))
             except InputError as e:
                 if rejected is None: raise
                 where.reject(rejected, e); continue
@@ -268,7 +268,7 @@ def read_texts(
     for number, i, text in _text_rows(path):
         if wanted is not None and i not in wanted: continue
         if i in table: raise InputError(f"{path}:{number}: id {i!r} occurs a second time; ids must be unique.")
-        if any("\ud800" <= c <= "\udfff" for c in text + i): raise InputError(f"{path}:{number}: the text holds half a surrogate pair, which is no text; repair the line.")
+        _refuse_halves(f"{path}:{number}", (("id", i), ("text", text)))
         table[i] = text
     return Texts(kind, str(path), table)
 
@@ -376,7 +376,7 @@ def run_triples(
     where: str, # The run's path, for messages
     depth: int | None = None, # Look at the first so many documents of each query; None: all
     judged_only: bool = False, # Only documents that were judged, and are not relevant
-    rejected: Callable[[int, str, bytes], None] | None = None, # Called for a line without a text, which is left out (for a positive without one: at its query's first line); None: it is an error
+    rejected: Callable[[int, str, bytes], None] | None = None, # Called for a line without a text, which is left out; a positive without one is counted, where another has one; None: it is an error
 ) -> Iterator[tuple[str, list[tuple]]]: # (place, triples) per query and tag
     "Negatives of a run: retrieved and not relevant, against each relevant passage. Raises `InputError`. [ours]"
     for tag, q, hits in run:
@@ -391,6 +391,9 @@ def run_triples(
         if not negatives: continue
         lines = [h for _, h, _ in negatives]
         if (query := text(reading.queries, q, lines)) is None: continue
-        known = any(p in reading.passages.table for p in relevant)
-        positives = [(p, t) for p in (relevant if known or rejected is None else relevant[:1]) if (t := text(reading.passages, p, lines[:1] if known else lines)) is not None]
+        if rejected is not None: # a line is of use with any of its positives, and of none without
+            known = [p for p in relevant if p in reading.passages.table]
+            if missing := len(relevant) - len(known) if known else 0: reading.dropped[tag]["relevant passage has no text"] += missing
+            relevant = known or relevant[:1]
+        positives = [(p, t) for p in relevant if (t := text(reading.passages, p, lines)) is not None]
         yield here, [(q, p, h.document, query, positive, t, tag, rank, h.score) for p, positive in positives for rank, h, t in negatives]

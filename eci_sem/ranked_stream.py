@@ -19,10 +19,11 @@ from .bootstrap import BLOCKS, correct_draws, resample_counts
 from .checks import _isin, _Lengths, _Unique, check_file
 from .collection import Collection, InputError
 from .encoders import Encoder
+from .formats import _FileSources
 from .lexical import IDF, Tokenizer, get_tokenizer
 from .rank import Ranking, _compare, _notes, recommendation
 from .score import Accumulator, ECIConfig
-from .stream import accumulate_stream, query_keys
+from .stream import accumulate_stream, query_keys, stream_idf
 from .triples import DEFAULT_SOURCE, Triples, _merge_dropped
 
 if TYPE_CHECKING: import pandas as pd
@@ -70,6 +71,17 @@ def compare_sums(
     draws, bias = correct_draws(values, np.stack([a.block_scores(counts) for a in sums.values()], 1), first.config.gain_for(first.dim))
     return *_compare(list(sums), kinds, values, draws, bias, alpha), draws
 
+def _checked(config: ECIConfig | None, **options: Any) -> ECIConfig:
+    "What can be refused before any walk."
+    config = ECIConfig() if config is None else config
+    if not isinstance(config, ECIConfig): raise InputError(f"config is {type(config).__name__}, expected ECIConfig: e.g. ECIConfig(residual='unit').")
+    if config.consistency == "calibrated": raise InputError("consistency 'calibrated' needs a calibration on the labelled pairs of all queries, which a stream does not hold: use rank_sources, or another consistency.")
+    for name, least in (("resamples", 2), ("blocks", 2), ("seed", 0), ("memory", 1), ("keep", 1)):
+        x = options.get(name, least)
+        if not (x is None and name in ("resamples", "blocks")) and (isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x < least): raise InputError(f"{name} is {x!r}, expected a whole number of at least {least}.")
+    if not 0 < (alpha := options.get("alpha", 0.05)) < 1: raise InputError(f"alpha is {alpha!r}, expected a number between 0 and 1, e.g. 0.05.")
+    return config
+
 def rank_stream(
     batches: Callable[[], Iterable[Triples]], # Starts a walk over the triples: `report.clean_batches`, or lambda: scan_triples(path)
     encoder: Encoder, # Frozen target encoder
@@ -89,13 +101,8 @@ def rank_stream(
     "Rank the sources of a stream by ECI_sem with paired intervals, in bounded memory: three walks. Raises `InputError`. [paper: ECI_sem; ours: the statistics]"
     import pandas as pd
     from importlib.metadata import version
-    config = ECIConfig() if config is None else config
     if not callable(batches): raise InputError(f"batches is {type(batches).__name__}, expected a function that starts a walk, e.g. lambda: scan_triples(path), because the triples are walked over three times.")
-    if not isinstance(config, ECIConfig): raise InputError(f"config is {type(config).__name__}, expected ECIConfig: e.g. ECIConfig(residual='unit').")
-    if config.consistency == "calibrated": raise InputError("consistency 'calibrated' needs a calibration on the labelled pairs of all queries, which a stream does not hold: use rank_sources, or another consistency.")
-    for name, x, least in (("resamples", 2 if resamples is None else resamples, 2), ("blocks", 2 if blocks is None else blocks, 2), ("seed", seed, 0), ("memory", memory, 1), ("keep", keep, 1)):
-        if isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x < least: raise InputError(f"{name} is {x!r}, expected a whole number of at least {least}.")
-    if not 0 < alpha < 1: raise InputError(f"alpha is {alpha!r}, expected a number between 0 and 1, e.g. 0.05.")
+    config = _checked(config, resamples=resamples, blocks=blocks, seed=seed, memory=memory, keep=keep, alpha=alpha)
     tokenizer = get_tokenizer(tokenizer, encoder)
     covered, dropped = _covered(batches, seed)
     names = sorted(covered)
@@ -120,7 +127,6 @@ def rank_stream(
                 for k, s in enumerate(found): words[s].add(count[source == k])
             if len(part): yield part
     if idf is None and config.overlap != "none":
-        from eci_sem.stream import stream_idf
         idf = stream_idf(shared(), tokenizer)
     block = lambda t: np.searchsorted(common, query_keys(t, seed)) % units
     sums = accumulate_stream(lambda: shared(last=True), encoder, config, idf=idf, tokenizer=tokenizer, mean=mean, keep=keep, blocks=units, block=block)
@@ -153,7 +159,7 @@ def rank_stream(
 # %% ../nbs/06e_ranked_stream.ipynb #6e51ab0b
 def rank_files(
     files: Sequence[str | Path], # Files or folders that `Triples.read` takes; of several, one without a source of its own is the source of its name
-    encoder: Encoder, # Frozen target encoder
+    encoder: Encoder | Callable[[], Encoder], # Frozen target encoder, or what loads one: called when the files are found good
     config: ECIConfig | None = None, # Factors by name; None: the defaults
     *,
     collection: Collection | None = None, # Says what is relevant, and is the IDF corpus; None: the files' own positives
@@ -162,17 +168,17 @@ def rank_files(
     **options: Any, # As for `rank_stream`
 ) -> StreamRanking: # Prints as a table
     "Rank the sources of files of any size in bounded memory. Raises `InputError`. [paper: ECI_sem; ours: the statistics]"
-    config, tokenizer = ECIConfig() if config is None else config, get_tokenizer(tokenizer, encoder)
-    reports, origin = [], {}
+    config = _checked(config, **options)
+    for file in files:
+        if not Path(file).exists(): raise InputError(f"{file}: no such file.")
+    reports, named = [], _FileSources(files)
     for file in map(Path, files):
         report = check_file(file, collection=collection, **(reading or {}))
         if report.problem: raise InputError(report.problem)
         if report.bad_lines: raise InputError(f"{report.lines[0][1]} ({report.bad_lines:,} such in all; eci-sem check --clean leaves them out.)")
-        own = report.sources.keys() != {DEFAULT_SOURCE} or len(files) == 1
-        for s in report.sources if own else (file.name.split(".")[0],):
-            if s in origin: raise InputError(f"{file}: source {s!r} is in {origin[s]} too; sources of several files need names of their own (the column 'source', or the file's name).")
-            origin[s] = file
-        reports.append((report, None if own else file.name.split(".")[0]))
+        reports.append((report, named.name(file, report.sources)))
+    if not hasattr(encoder, "encode_queries"): encoder = encoder() # what is wrong with the files is told first
+    tokenizer = get_tokenizer(tokenizer, encoder)
     def batches() -> Iterator[Triples]:
         for report, name in reports:
             for t in report.clean_batches():

@@ -132,6 +132,7 @@ def write_layout(
 ) -> Path: # The path
     "Write triples in a layout of sentence-transformers as they come, whole or not at all. Raises `InputError`. [ours]"
     path, rows = Path(path), layout_rows(batches, layout)
+    if path.suffix.lower() in (".csv", ".tsv", ".txt", ".json", ".gz", ".zip", ".arrow", ".feather") and not path.name.endswith(".jsonl.gz"): raise InputError(f"{path}: {layout} is written to a folder, or a file that ends in .jsonl, .jsonl.gz or .parquet; found {path.suffix}.")
     if (head := next(rows, None)) is None: raise InputError(f"{path}: the table has no rows to write.")
     rows = chain([head], rows)
     if path.name.endswith((".jsonl", ".jsonl.gz")):

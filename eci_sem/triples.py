@@ -120,18 +120,21 @@ def _json_values(row: dict[str, Any], where: str) -> Iterator[tuple]:
     except OverflowError: raise InputError(f"{where}: 'score' is too large for a number of 64 bits.") from None
     for n in negatives: yield *ids[:3], query, positive, n, ids[3], rank, score
 
+def _refuse_halves(where: str, fields: Iterable[tuple[str, Any]]) -> None: # (name, value)
+    "A half of a surrogate pair is no text, and can't be written. Raises `InputError`. [ours]"
+    for name, value in fields:
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value): raise InputError(f"{where}: {name!r} holds half a surrogate pair, which is no text; repair the line.") from None
+
 def _batches(rows: Iterable[tuple[str, Iterable[tuple]]], size: int = _BATCH) -> Iterator[pa.RecordBatch]: # of (place, rows of values in the order of `COLUMNS`)
     values: list[tuple] = []; wheres: list[str] = []; held = 0
     def batch():
         try: return pa.record_batch([pa.array(c, SCHEMA.field(i).type) for i, c in enumerate(zip(*values))], names=list(COLUMNS))
         except UnicodeEncodeError:
-            for where, row in zip(wheres, values):
-                for name, value in zip(COLUMNS, row):
-                    if isinstance(value, str) and any("\ud800" <= ch <= "\udfff" for ch in value): raise InputError(f"{where}: {name!r} holds half a surrogate pair, which is no text; repair the line.") from None
+            for where, row in zip(wheres, values): _refuse_halves(where, zip(COLUMNS, row))
             raise
     for where, found in rows:
         for v in found:
-            values.append(v); wheres.append(where); held += len(v[3]) + len(v[4]) + len(v[5])
+            values.append(v); wheres.append(str(where)); held += len(v[3]) + len(v[4]) + len(v[5])
             if len(values) >= size or held >= _CHARACTERS: yield batch(); values.clear(); wheres.clear(); held = 0
     if values: yield batch()
 

@@ -70,6 +70,7 @@ def test_lists_numbers_and_what_stands_beside_them(tmp_path, container):
     rows = [dict(query="q", positive="p", negative=str(i), rank=r, score=s) for i, (r, s) in enumerate([(1.0, 1), (1.5, 1), (float("nan"), 1), (1e12, 1), (2.0, 2**53 + 1), (3.0, 5)])]
     _, told, t = judged(stored(tmp_path, container + "2" if container == "arrow" else container, rows))
     assert [n for n, *_ in told] == [1, 3, 4] and t.texts("negative") == ["0", "2", "5"] and "column 'rank' can't be read as whole numbers" in told[0][1] and "column 'score' can't be read as numbers" in told[2][1]
+    assert all(why.count(f"row {n} (counting from 0)") == 1 for n, why, _ in told), "each reason names its row"
 
 
 ST = {
@@ -138,7 +139,7 @@ def test_a_row_is_left_out_exactly_if_a_file_of_it_alone_is_refused(tmp_path_fac
     if kept: assert Triples.concat(parts).table.equals(Triples.concat(kept).table)
 
 
-def test_many_bad_rows_take_no_long_time(tmp_path):
+def test_many_bad_rows_leave_one_batch(tmp_path):
     n = 2_000
     pq.write_table(pa.table(dict(query=["q"] * n, positive=["p"] * n, negative=[None if i % 2 else f"n{i}" for i in range(n)])), tmp_path / "t")
     report = check_file(tmp_path / "t")
@@ -169,7 +170,9 @@ def test_lines_of_a_run_are_told_one_by_one(tmp_path, files):
 def test_a_positive_without_a_text_is_told_at_its_query(tmp_path):
     (tmp_path / "run").write_text("1 Q0 c 1 2.0 x\n1 Q0 d 2 1.0 x\n2 Q0 a 1 1.0 x\n2 Q0 b 2 0.5 x\n")
     _, told, t = judged(tmp_path / "run", corpus=ANIMALS, qrels={"1": {"a": 1, "gone": 1}, "2": {"gone": 1, "too": 1}})
-    assert [n for n, *_ in told] == [1, 3, 4] and all("passage 'gone' is not in" in why for _, why, _ in told) and list(zip(t.column("positive_id"), t.column("negative_id"))) == [("a", "c"), ("a", "d")]
+    # a line that is of use with another positive is not rejected: what is missing is counted
+    assert [n for n, *_ in told] == [3, 4] and all("passage 'gone' is not in" in why for _, why, _ in told) and list(zip(t.column("positive_id"), t.column("negative_id"))) == [("a", "c"), ("a", "d")]
+    assert t.dropped["x"]["relevant passage has no text"] == 1
 
 
 @given(data=st.data())

@@ -97,6 +97,8 @@ def test_rank_refuses_before_an_encoder_is_loaded(triples_file, tmp_path, capsys
     refused(capsys, ["rank", str(tmp_path / "none.jsonl"), "--encoder", "glove"], "none.jsonl: no such file")
     refused(capsys, ["rank", str(empty), "--encoder", "glove"], "the file is empty")
     refused(capsys, ["rank", str(bad), "--encoder", "glove"], "bad.jsonl:2: not valid JSON")
+    for file, words in ((tmp_path / "none.jsonl", "none.jsonl: no such file"), (empty, "the file is empty"), (bad, "bad.jsonl:2: not valid JSON")): refused(capsys, ["rank", str(file), "--encoder", "glove", "--stream"], words)
+    refused(capsys, [*rank, "--stream", "--resamples", "1"], "resamples is 1, expected a whole number of at least 2")
     refused(capsys, [*rank, "--config", "residul=unit"], "unknown factor in --config 'residul'. Did you mean 'residual'")
     refused(capsys, [*rank, "--config", "residual=unti"], "unknown residual 'unti'. Did you mean 'unit'")
     refused(capsys, [*rank, "--config", "residual"], "--config residual: expected KEY=VALUE")

@@ -514,6 +514,19 @@ def test_four_times_the_rows_take_no_more_memory(tmp_path, monkeypatch, format):
     assert used[16_000] < 1.5 * used[4_000] + 1e6 and used[16_000] < 0.7 * t.table.nbytes
 
 
+@pytest.mark.parametrize("rejected", [None, lambda *_: None])
+def test_what_a_line_holds_besides_its_texts_is_not_kept(tmp_path, rejected):
+    "A field that no reader asks for may be the largest of a file."
+    import tracemalloc
+    with open(tmp_path / "t.jsonl", "w") as f:
+        for i in range(1_500): f.write(json.dumps(dict(query=f"q{i}", pos=["p"], neg=["n"], more="x" * 20_000)) + "\n")
+    tracemalloc.start()
+    rows = sum(len(t) for t in scan_triples(tmp_path / "t.jsonl", rejected=rejected))
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows == 1_500 and used < 6e6, f"{used / 1e6:.0f} MB for a file of 30 MB with 10 kB of texts"
+
+
 # the table
 
 def test_the_registry_is_the_table():
