@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import __version__
-from .collection import InputError, named_collection, plain_json, unknown_name, write_text
+from .collection import InputError, check_engine, named_collection, plain_json, unknown_name, write_text
 
 # %% ../nbs/11_cli.ipynb #36fff9e1
 _RANK = """Rank negative sources with ECI_sem, from frozen embeddings of the encoder that is to be trained.
@@ -305,10 +305,6 @@ def _read(files: Sequence[str], **options: object):
         parts.append(part if name is None else part.rename(source=DEFAULT_SOURCE, to=name))
     return parts[0] if len(parts) == 1 else Triples.concat(parts)
 
-def _engine(args: argparse.Namespace) -> None:
-    if args.engine not in ("local", "ray"): raise unknown_name("engine in --engine", args.engine, ("local", "ray"))
-    if args.address and args.engine == "local": raise InputError("--address has no effect without --engine ray; leave it out.")
-
 def _rank_stream(args: argparse.Namespace, out: Path | None) -> int:
     for flag, given in (("--explain", args.explain), ("--examples", args.examples)):
         if given: raise InputError(f"{flag} needs the triples, which --stream does not hold: leave out one of the two.")
@@ -330,7 +326,7 @@ def _ranked(args: argparse.Namespace, out: Path | None, ranking: object, *more: 
 
 def _rank(args: argparse.Namespace) -> int:
     out = _out(args.out, (".csv", ".json", ".tex")) if args.out else None
-    _engine(args)
+    check_engine(args.engine, args.address, "--")
     if args.stream: return _rank_stream(args, out)
     config, triples = _config(args.config, args.tau, args.gain), _read(args.files, **_reading(args))
     from eci_sem.encoders import load_encoder
@@ -411,7 +407,7 @@ def _mine(args: argparse.Namespace) -> int:
 
 # %% ../nbs/11_cli.ipynb #569738b8
 def _reproduce(args: argparse.Namespace) -> int:
-    _engine(args)
+    check_engine(args.engine, args.address, "--")
     from eci_sem.runs import plan, run
     # folders given on the command line count from where the user stands
     report = run(plan(args.profile, args.root, args.seed), Path(args.runs).resolve(), only=args.only, part=args.part, jobs=args.jobs, minutes=args.minutes, dry_run=args.dry_run,

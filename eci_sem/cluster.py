@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checks import _Unique, _column_keys, _hash, _isin
+from .checks import _Unique, _hash
 from .collection import InputError
 from .encoders import Encoder, load_encoder
 from .formats import scan_triples
@@ -33,7 +33,7 @@ from .lexical import IDF, Tokenizer, get_tokenizer
 from .ranked_stream import compare_sums
 from .runs import Outcome, _Worker
 from .score import Accumulator, ECIConfig, Score
-from .stream import _Vectors, accumulate_stream
+from .stream import _positives, _unseen, _Vectors, accumulate_stream
 from .triples import Triples
 
 if TYPE_CHECKING: import pandas as pd
@@ -131,9 +131,7 @@ class _Part: # an actor: encodes the texts, and counts the terms of the positive
             return np.concatenate([self._encode(kind, texts[:len(texts) // 2]), self._encode(kind, texts[len(texts) // 2:])])
     def tokenize(self, texts: list[str]) -> list[list[str]]: return self.encoder.tokenize(texts)
     def count(self, keys: np.ndarray, texts: list[str]) -> str: # the name of this life
-        new = ~_isin(keys, self.seen.merge())
-        self.seen.add(keys[new])
-        new = [texts[i] for i in np.flatnonzero(new)]
+        _, new = _unseen(keys, texts, self.seen)
         self.documents += len(new)
         for terms in self.tokenizer(new): self.df.update(set(terms))
         return self.life
@@ -172,6 +170,12 @@ class ClusterEncoder:
         return out
     def tokenize(self, texts: Sequence[str]) -> list[list[str]]: return _get(self.parts[os.getpid() % len(self.parts)].tokenize.remote(list(texts)), "cutting texts into pieces")
 
+def _one_encoder(abouts: Sequence[dict[str, Any]]) -> None:
+    "Vectors of two models must not meet in one score: a name can stand for other weights, or another number format, on another machine."
+    first = abouts[0]
+    for a in abouts[1:]:
+        if (a["fingerprint"], a["dim"]) != (first["fingerprint"], first["dim"]): raise InputError(f"the workers hold different encoders: {first['name']} with {first['dim']} dimensions and fingerprint {str(first['fingerprint'])[:16]} in process {first['pid']}, {a['name']} with {a['dim']} and {str(a['fingerprint'])[:16]} in process {a['pid']}. Give the same folder or revision, device and dtype on every machine (dtype='fast' chooses by the machine).")
+
 @contextmanager
 def cluster_encoder(
     encoder: Any, # An Encoder, a name for `load_encoder`, or a function that makes an encoder in the actor
@@ -194,7 +198,10 @@ def cluster_encoder(
         # no CPU is asked for: a task that waits for vectors gives its own back meanwhile
         actor = ray.remote(_Part).options(num_cpus=0, num_gpus=gpus_per_worker, max_restarts=_TRIES, max_task_retries=_TRIES, scheduling_strategy="SPREAD")
         parts = [actor.remote(_maker(encoder, device), tokenizer, keep) for _ in range(workers or fit)]
-        try: yield ClusterEncoder(parts, _get([p.about.remote() for p in parts], "starting the encoders")[0])
+        try:
+            abouts = _get([p.about.remote() for p in parts], "starting the encoders")
+            _one_encoder(abouts)
+            yield ClusterEncoder(parts, abouts[0])
         finally:
             for p in parts: ray.kill(p)
 
@@ -228,13 +235,9 @@ def _count_shard(path: str, parts: list[Any], only: list[int], reading: dict[str
     lives, seen = {k: set() for k in only}, _Unique()
     with _naming(path):
         for t in scan_triples(path, **reading):
-            texts, (code,) = t.distinct("positive")
-            keys = np.empty(len(texts), np.uint64)
-            keys[code] = _column_keys(t, "positive")[0]
-            new = np.flatnonzero(~_isin(keys, seen.merge()))
-            seen.add(keys[new])
-            falls = keys[new] % np.uint64(len(parts))
-            asked = [(k, parts[k].count.remote(keys[rows], [texts[i] for i in rows])) for k in only if len(rows := new[falls == k])]
+            keys, new = _unseen(*_positives(t), seen)
+            falls = keys % np.uint64(len(parts))
+            asked = [(k, parts[k].count.remote(keys[rows], [new[i] for i in rows])) for k in only if len(rows := np.flatnonzero(falls == k))]
             for k, ref in asked: lives[k].add(_get(ref, "counting terms"))
     return lives
 
@@ -374,6 +377,7 @@ def score_cluster(
         _in_turn(ray, lambda path: task.remote(path, remote, job)[::-1], paths, width, done)
         found = _get(tree.root, "merging the shards")
         reports = _get([p.report.remote() for p in remote.parts], "reporting")
+        _one_encoder(_get([p.about.remote() for p in remote.parts], "reporting")) # an actor that was started again, too
     work = dict(shards=len(paths), rows=sum(t["rows"] for t in told), workers=width, encoded=sum(r.get("encoded", 0) for r in reports), asked=sum(r.get("asked", 0) for r in reports),
         peak_mb=max(r["peak_mb"] for r in [*told, *reports]), seconds=round(time.perf_counter() - started, 3))
     return ClusterScores(found, idf, work)

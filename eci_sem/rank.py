@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .bootstrap import BLOCKS, Resampled, compare_pairs, correct_draws, interval, letters, ranks, resample_counts, resampled_scores
-from .collection import Collection, InputError, plain_json, unknown_name, write_text
+from .collection import Collection, InputError, check_engine, plain_json, unknown_name, write_text
 from .score import ECIConfig, NetScore, Score, baselines, calibrate, eci_net, eci_score, factors, mean_vector, net_weights, residuals, weighted_residuals
 from .triples import GENERATED, Triples, pool_rows
 
@@ -401,7 +401,6 @@ def _check_arguments(triples: Any, collection: Any, control: Any, config: Any, m
         if isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x < least: raise InputError(f"{name} is {x!r}, expected a whole number of at least {least}.")
     if control not in (None, "random", *triples.sources): raise unknown_name("control", control, triples.sources)
 
-_ENGINES = ("local", "ray")
 
 @contextmanager
 def _on(engine: str, address: str | None, encoder: Any) -> Iterator[Any]:
@@ -437,8 +436,7 @@ def rank_sources(
     import pandas as pd
     from importlib.metadata import version
     from eci_sem.lexical import IDF, get_tokenizer, lexical_residuality
-    if engine not in _ENGINES: raise unknown_name("engine", engine, _ENGINES)
-    if engine == "local" and address is not None: raise InputError(f"address is {address!r}, which has no effect with engine 'local': leave it out, or give engine='ray'.")
+    check_engine(engine, address)
     if engine == "ray": import_module("eci_sem.cluster").need_ray()
     metrics, seconds, started = [metrics] if isinstance(metrics, str) else list(metrics), {}, [time.perf_counter()]
     advice = recommendation()

@@ -24,7 +24,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .collection import InputError, unknown_name, write_text
+from .collection import InputError, check_engine, write_text
 from .download import digest
 from .profiles import Cell, NotebookInfo, Parameter, Plan, find_root, inspect_notebook, package_hash, plan, profile_names, select_names
 from .results import KEPT, answer, collect, finished, read_manifest
@@ -270,8 +270,7 @@ def run(
     from tqdm.auto import tqdm
     if jobs < 1: raise InputError(f"jobs = {jobs}: expected 1 or more.")
     if minutes is not None and not 0 < minutes < float("inf"): raise InputError(f"minutes = {minutes!r}: expected a number above 0, or None for no limit.")
-    if engine not in ("local", "ray"): raise unknown_name("engine", engine, ("local", "ray"))
-    if engine == "local" and address is not None: raise InputError(f"address = {address!r} has no effect with engine 'local': leave it out, or give engine 'ray'.")
+    check_engine(engine, address)
     ends = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     base = plan.root / runs_dir / plan.profile
     chosen = _chosen(plan, base, only, part, retry_failed)

@@ -20,6 +20,18 @@ from .score import Accumulator, ECIConfig, Score
 from .triples import Triples
 
 # %% ../nbs/05a_stream.ipynb #69d0ab5e
+def _positives(t: Triples) -> tuple[np.ndarray, list[str]]: # (a number for each, the distinct texts)
+    texts, (code,) = t.distinct("positive")
+    keys = np.empty(len(texts), np.uint64)
+    keys[code] = _column_keys(t, "positive")[0]
+    return keys, texts
+
+def _unseen(keys: np.ndarray, texts: list[str], seen: _Unique) -> tuple[np.ndarray, list[str]]:
+    "Those that were not there before, and are from now on."
+    new = np.flatnonzero(~_isin(keys, seen.merge()))
+    seen.add(keys[new])
+    return keys[new], [texts[i] for i in new]
+
 def stream_idf(
     batches: Iterable[Triples], # Triples in batches, e.g. `scan_triples(path)`
     tokenizer: str | Tokenizer = "word", # A name or a tokenizer
@@ -28,12 +40,7 @@ def stream_idf(
     tokenizer = get_tokenizer(tokenizer)
     df, documents, seen = Counter(), 0, _Unique()
     for t in batches:
-        texts, (code,) = t.distinct("positive")
-        keys = np.empty(len(texts), np.uint64)
-        keys[code] = _column_keys(t, "positive")[0]
-        new = ~_isin(keys, seen.merge())
-        seen.add(keys[new])
-        new = [texts[i] for i in np.flatnonzero(new)]
+        _, new = _unseen(*_positives(t), seen)
         documents += len(new)
         for terms in tokenizer(new): df.update(set(terms))
     if not documents: raise InputError("the stream holds no triples: at least 1 is needed.")

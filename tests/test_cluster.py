@@ -239,7 +239,7 @@ def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
 def test_engines_and_addresses(ray, tmp_path):
     path = some_triples(3).write(tmp_path / "a.jsonl")
     with pytest.raises(InputError, match="unknown engine 'spark'. .*Known: local, ray"): rank_sources(some_triples(), Digests(), engine="spark")
-    with pytest.raises(InputError, match="address is '1.2.3.4:5', which has no effect with engine 'local'"): rank_sources(some_triples(), Digests(), address="1.2.3.4:5")
+    with pytest.raises(InputError, match="address is '1.2.3.4:5', which has no effect with engine local"): rank_sources(some_triples(), Digests(), address="1.2.3.4:5")
     with pytest.raises(InputError, match="this process is connected to the cluster .* already, but the address 1.2.3.4:5 was given"): score_cluster(path, Digests, address="1.2.3.4:5")
     with pytest.raises(InputError, match="1 workers with 1 GPU each were asked for, and the cluster has 0"): score_cluster(path, Digests, gpus_per_worker=1)
 
@@ -301,7 +301,7 @@ def test_the_command_line_passes_the_engine_on(tmp_path, monkeypatch, capsys):
         assert main(command) == 2 and told.pop() == dict(engine="local", address=None)
         capsys.readouterr()
         assert main([*command, "--engine", "rya"]) == 2 and "unknown engine in --engine 'rya'. Did you mean 'ray'?" in capsys.readouterr().err
-        assert main([*command, "--address", "auto"]) == 2 and "--address has no effect without --engine ray" in capsys.readouterr().err
+        assert main([*command, "--address", "auto"]) == 2 and "--address is 'auto', which has no effect with --engine local" in capsys.readouterr().err
 
 
 # batches of notebooks
@@ -358,9 +358,16 @@ def test_a_batch_whose_time_is_up_ends_its_notebooks(ray, checkout):
     assert report.exit_status == 3 and [o.state for o in report.outcomes] == ["to run"]
     assert not list((checkout / "runs").rglob("*.part")) and not list((checkout / "runs/slow").rglob("notebook.ipynb"))
     with pytest.raises(InputError, match="unknown engine 'rya'"): run(slow, engine="rya")
-    with pytest.raises(InputError, match="address = 'x' has no effect with engine 'local'"): run(slow, address="x")
+    with pytest.raises(InputError, match="address is 'x', which has no effect with engine local"): run(slow, address="x")
 
 
 def test_an_encoder_that_can_not_be_made_is_told(ray, shards):
     def broken(): raise ModuleNotFoundError("No module named 'mine'")
     with pytest.raises(InputError, match=r"starting the encoders: a worker could not make the encoder: ModuleNotFoundError: No module named 'mine' What makes it must be there on every machine"): score_cluster(shards[1][:1], broken, workers=1)
+
+
+def test_workers_with_different_encoders_are_refused(ray, shards):
+    class Other(Digests):
+        @property
+        def fingerprint(self): return f"weights of process {os.getpid()}"
+    with pytest.raises(InputError, match=r"the workers hold different encoders: digests with 16 dimensions and fingerprint weights of proce"): score_cluster(shards[1][:1], Other, workers=2)
