@@ -15,15 +15,17 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .collection import InputError, cache_dir, write_text
+from .collection import InputError, atomic_folder, cache_dir, write_text
 
 KEEP_FROM = 20_000 # passages from which an index is kept without being asked for: fewer are indexed in seconds
 _MANIFEST, _PART = "manifest.json", "part"
+_FIXED = dict(method="lucene", dtype="float64", backend="numpy")
 
 # %% ../nbs/02d_bm25.ipynb #bm25x05
 def index_name(
@@ -31,7 +33,7 @@ def index_name(
     settings: Mapping[str, Any], # All else that decides about the scores: literals
 ) -> str: # 32 hexadecimal digits
     "The folder's name of an index: a hash of its passages and settings. [ours]"
-    h = hashlib.sha256(json.dumps(dict(settings, byteorder=np.dtype(np.float64).newbyteorder("=").str), sort_keys=True).encode())
+    h = hashlib.sha256(json.dumps(dict(settings, **_FIXED, byteorder=np.dtype(np.float64).newbyteorder("=").str), sort_keys=True).encode())
     for t in texts: h.update(len(b := t.encode("utf-8", "surrogatepass")).to_bytes(8, "little")); h.update(b)
     return h.hexdigest()[:32]
 
@@ -41,14 +43,14 @@ def _checksum(path: Path) -> int:
         while part := f.read(1 << 20): value = zlib.crc32(part, value)
     return value
 
-def _fault(folder: Path) -> str:
-    "Why an index can't be used; empty: it can."
+def _fault(folder: Path, checksums: bool = True) -> str:
+    "Why an index can't be used; empty: it can, as far as sizes tell, or checksums too."
     try: files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError): return f"{_MANIFEST} can't be read"
     try:
         for name, (size, crc) in files.items():
             if (found := (folder / name).stat().st_size) != size: return f"{name} has {found:,} bytes, expected {size:,}"
-            if _checksum(folder / name) != crc: return f"{name} fails its checksum"
+            if checksums and _checksum(folder / name) != crc: return f"{name} fails its checksum"
     except (OSError, ValueError, AttributeError, TypeError) as e: return getattr(e, "strerror", None) or f"{_MANIFEST} can't be read"
     return "" if files else f"{_MANIFEST} names no file"
 
@@ -66,20 +68,13 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 def _save(index: Any, folder: Path, about: dict[str, Any]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".*.{_PART}"): # of processes that were killed
-        if time.time() - left.stat().st_mtime > 86400: shutil.rmtree(left, ignore_errors=True)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=f".{_PART}"))
-    try:
+        with suppress(FileNotFoundError): # another process was faster
+            if time.time() - left.stat().st_mtime > 86400: shutil.rmtree(left, ignore_errors=True)
+    with atomic_folder(folder) as part:
         index.save(part, allow_pickle=False, show_progress=False)
         files = {p.name: (p.stat().st_size, _checksum(p)) for p in sorted(part.iterdir())}
         write_text(part / _MANIFEST, json.dumps(dict(about, files=files), indent=1) + "\n")
-        umask = os.umask(0); os.umask(umask)
-        part.chmod(0o777 & ~umask) # mkdtemp gives 0700
-        os.rename(part, folder)
-    except OSError:
-        if not folder.is_dir(): raise # else another process has put the same one there
-    finally: shutil.rmtree(part, ignore_errors=True)
 
 def check_index(
     index: Any, # What was given as `index`
@@ -113,11 +108,11 @@ def bm25_index(
         except OSError: folder = None
     corpus = words(texts)
     if not any(corpus): raise InputError(f"collection {name!r}: no passage holds a word that BM25 can index (two characters or more, no stop word); check stopwords.")
-    made = bm25s.BM25(k1=settings["k1"], b=settings["b"], method="lucene", dtype="float64", backend="numpy")
+    made = bm25s.BM25(k1=settings["k1"], b=settings["b"], **_FIXED)
     made.index(corpus, show_progress=False)
     if folder is not None:
         try: _save(made, folder, dict(collection=name, passages=len(texts), settings=dict(settings)))
-        except OSError as e: warnings.warn(f"the BM25 index of {name!r} can't be kept ({e.strerror or e}): it will be built again next time. Give index= a folder that can be written, or index=False.", stacklevel=5)
+        except (OSError, InputError) as e: warnings.warn(f"the BM25 index of {name!r} can't be kept ({getattr(e.__cause__ or e, 'strerror', None) or e}): it will be built again next time. Give index= a folder that can be written, or index=False.", stacklevel=5)
         else:
             del corpus
             return _load(folder)
@@ -141,17 +136,15 @@ def bm25_indexes(
     "The BM25 indexes that are kept. [ours]"
     root, found = cache_dir() / "bm25" if index is None else Path(index), []
     for folder in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []:
-        part, about = folder.name.startswith("."), {}
-        if part and not folder.name.endswith(f".{_PART}"): continue
+        part = folder.name.startswith(".")
+        if part and not folder.name.endswith(f".{_PART}") or not part and not any(folder.glob("*.index.*")): continue # not one of ours
         try: about = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            if not part and not any(folder.glob("*.index.*")): continue # not one of ours
+        except (OSError, ValueError): about = {}
         about = about if isinstance(about, dict) else {}
-        sizes = {p.name: p.stat().st_size for p in folder.iterdir() if p.is_file()}
-        short = [k for k, (size, _) in about.get("files", {}).items() if sizes.get(k) != size]
-        state = _PART if part else f"{short[0]} has another size" if short else (_fault(folder) if check or not about else "") or "ok"
-        used = (folder / _MANIFEST if _MANIFEST in sizes else folder).stat().st_mtime
-        found.append(BM25Index(folder.name, str(about.get("collection", "?")), about.get("passages"), sum(sizes.values()), (time.time() - used) / 86400, state, folder))
+        with suppress(FileNotFoundError): # another process has put it in its place, or taken it away
+            sizes = {p.name: p.stat().st_size for p in folder.iterdir() if p.is_file()}
+            used = (folder / _MANIFEST if _MANIFEST in sizes else folder).stat().st_mtime
+            found.append(BM25Index(folder.name, str(about.get("collection", "?")), about.get("passages"), sum(sizes.values()), (time.time() - used) / 86400, _PART if part else _fault(folder, checksums=check) or "ok", folder))
     return sorted(found, key=lambda i: (-i.bytes, i.name))
 
 def prune_bm25(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'BEIR_NAMES', 'BEIR_URL', 'BEIR_MD5', 'DOCSTRING_MODULES', 'DOCSTRING_SPLITS', 'InputError', 'unknown_name',
-           'check_engine', 'atomic_path', 'write_text', 'sha256_text', 'seeded_order', 'plain_json', 'normalise',
-           'Pair', 'CollectionSummary', 'Collection', 'open_text', 'read_lines', 'decode_line', 'json_object',
-           'read_jsonl', 'load_beir', 'cache_dir', 'download_beir', 'split_docstring', 'load_docstrings',
+           'check_engine', 'atomic_path', 'atomic_folder', 'write_text', 'sha256_text', 'seeded_order', 'plain_json',
+           'normalise', 'Pair', 'CollectionSummary', 'Collection', 'open_text', 'read_lines', 'decode_line',
+           'json_object', 'read_jsonl', 'load_beir', 'cache_dir', 'download_beir', 'split_docstring', 'load_docstrings',
            'named_collection']
 
 # %% ../nbs/00_collection.ipynb #e1e3096c
@@ -80,6 +80,27 @@ def atomic_path(
         if e.errno == 28: raise InputError(f"no space left on the disk while writing {path.name}: nothing was written; free some space and run again.") from e
         raise
     finally: tmp.unlink(missing_ok=True)
+
+@contextmanager
+def atomic_folder(
+    path: str | Path, # The folder to be made
+) -> Iterator[Path]: # A temporary folder beside it; renamed to `path` when the block ends well
+    "Make a folder whole or not at all; where another process made it meanwhile, its folder stays. [ours]"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    try:
+        yield tmp
+        # mkdtemp gives 0700; a folder of results gets the permissions of any other folder
+        umask = os.umask(0); os.umask(umask)
+        tmp.chmod(0o777 & ~umask)
+        try: os.rename(tmp, path)
+        except OSError:
+            if not path.is_dir(): raise
+    except OSError as e:
+        if e.errno == 28: raise InputError(f"no space left on the disk while making {path.name}: nothing was kept; free some space and run again.") from e
+        raise
+    finally: shutil.rmtree(tmp, ignore_errors=True)
 
 def write_text(
     path: str | Path, # The file to be written

@@ -12,7 +12,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import tempfile
 import warnings
 import zlib
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from .collection import InputError, atomic_path, cache_dir, sha256_text, unknown_name, write_text
+from .collection import InputError, atomic_folder, atomic_path, cache_dir, sha256_text, unknown_name, write_text
 from .download import digest
 from .hub import hub_model, refuse_code
 
@@ -489,9 +488,7 @@ def converted_gguf(
     if missing: raise InputError(f"reading {path.name} needs {' and '.join(missing)}: pip install 'eci_sem[offline]'.")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with atomic_folder(folder) as tmp:
         with quiet_loading(): AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(tmp)
         with quiet_loading(): model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
         # transformers refuses to save what it read from GGUF; the weights are plain float32 by now
@@ -499,10 +496,7 @@ def converted_gguf(
         plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
         plain.load_state_dict(model.state_dict())
         plain.save_pretrained(tmp)
-        try: os.replace(tmp, folder)
-        except OSError:
-            if not (folder / "config.json").exists(): raise # another process was first
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    if not (folder / "config.json").exists(): raise InputError(f"{folder}: is there already and holds no model; delete that folder.")
     return folder
 
 def _hub_folder(name: str, revision: str | None) -> tuple[Path, str]:

@@ -47,7 +47,7 @@ def cost_curves(
             ax.xaxis.set_major_formatter(lambda v, _: f"{v / 1e6:,g}M" if v >= 1e6 else f"{v / 1e3:,g}k" if v >= 1e3 else f"{v:,g}")
             few = math.log10(part["seconds"].max() / part["seconds"].min()) < 1.5
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,))); ax.yaxis.set_minor_locator(NullLocator())
-            ax.yaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
+            ax.yaxis.set_major_formatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:.3g}")
             ax.legend(fontsize=6, handletextpad=0.2, borderaxespad=0.2, labelspacing=0.2, loc="upper left")
             low, high = ax.get_ylim(); ax.set_ylim(low, high * (high / low) ** (0.13 * part["series"].nunique())) # room for the names above the lines
             _clean(ax, "both")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .bootstrap import at_once
 from .collection import Collection, InputError, sha256_text, unknown_name
 
 if TYPE_CHECKING: import pandas as pd
@@ -66,14 +67,14 @@ class Stage(NamedTuple):
     disk: bool = False # Are the bytes on the disk?
     told: bool = False # Does the work say its bytes itself, because Python's account of memory can't see them?
 
-# sizes: n texts or triples, d dimensions, q queries, p passages, t tokens or words a text, B resamples, K blocks of queries, flop of one text
+# sizes: n texts or triples, d dimensions, q queries, p passages, t tokens or words a text, B resamples, b of them formed together, K blocks of queries, gflop of one text
 STAGES = {
     "encode": Stage("texts to vectors, each distinct text once", ("n*gflop", "n"), (), ("n*gflop", 1e9)),
     "cache write": Stage("vectors to the cache", ("1", "n", "n*d"), ("n*d",), None, True, True),
     "cache read": Stage("vectors from the cache", ("n", "n*d"), ("n*d",), None),
     "overlap": Stage("lexical residuality from texts", ("1", "n", "p*t"), ("n", "p*t"), None),
     "score": Stage("factors, residuals and the information matrix", ("n*d", "n*d*d"), ("1", "d*d", "d"), ("n*d*d", 2.0)),
-    "bootstrap": Stage("resamples from block sums", ("n*d*d", "K*d*d", "B*K*d*d", "B*d*d*d"), ("K*d*d", "d*d"), ("n*d*d", 2.0)),
+    "bootstrap": Stage("resamples from block sums", ("n*d*d", "K*d*d", "B*K*d*d", "B*d*d*d"), ("K*d*d", "b*d*d", "d*d"), ("n*d*d", 2.0)),
     "dense mining": Stage("exact nearest passages", ("p", "q*p", "q*p*d"), ("1", "q", "d"), ("q*p*d", 2.0)),
     "bm25 mining": Stage("BM25 over the whole corpus", ("p*t", "q*p"), ("p*t", "p"), None),
     "triples": Stage("triples from and to Parquet", ("n",), ("n",), None, False, True),
@@ -161,8 +162,11 @@ def prepared(
             return size
         if stage == "cache write": return write
         store = EmbeddingCache(folder / f"read-{z['n']}-{z['d']}", z["d"])
-        if not len(store): store.put(keys, vectors)
-        return lambda: store.get(keys)
+        store.put(keys, vectors)
+        def read() -> None:
+            store.get(keys)
+            store.close()
+        return read
     if stage == "overlap":
         from eci_sem.lexical import IDF, get_tokenizer, lexical_residuality
         t = _triples(z["n"], z["p"], z["t"], seed)
@@ -186,7 +190,7 @@ def prepared(
     if stage == "bm25 mining":
         from eci_sem.sources import mine_bm25
         c, pairs = _collection(z["q"], z["p"], z["t"], seed)
-        return lambda: mine_bm25(c, pairs)
+        return lambda: mine_bm25(c, pairs, index=False) # built each time, and nothing kept
     from eci_sem.triples import Triples
     t, path = _triples(z["n"], max(2, z["n"] // 5), 40, seed), folder / f"{z['n']}.parquet"
     def through() -> int: t.write(path); return Triples.read(path).table.nbytes # Arrow's memory
@@ -215,10 +219,11 @@ def measure(
                 sizes["t"] = float(np.mean([min(encoder.max_length, len(w) + 2) for w in encoder.tokenize(invented_texts(sizes["n"], sizes["words"], seed))]))
                 sizes["gflop"] = sizes.pop("shape").flops(sizes["t"]) / 1e9
             if stage not in warm: warm.add(stage); work() # imports, threads
+            if "B" in sizes: sizes["b"] = min(sizes["B"], at_once(sizes["d"]))
             seconds = [_timed(work) for _ in range(repeats)]
             held = (int(work()) if STAGES[stage].told else _peak(work)) if STAGES[stage].memory else None
             rows += [dict(stage=stage, encoder="" if encoder is None else encoder.name, **sizes, repeat=k, seconds=s, bytes=held) for k, s in enumerate(seconds)]
-    columns = ["stage", "encoder", "n", "d", "q", "p", "t", "words", "B", "K", "gflop", "repeat", "seconds", "bytes"]
+    columns = ["stage", "encoder", "n", "d", "q", "p", "t", "words", "B", "b", "K", "gflop", "repeat", "seconds", "bytes"]
     return pd.DataFrame(rows).reindex(columns=columns)
 
 # %% ../nbs/08a_scaling.ipynb #scal16
@@ -313,7 +318,7 @@ class Job:
             yield "dense mining", e, 1, dict(q=self.queries, p=self.passages, d=d)
             yield "cache read", e, 1, dict(n=texts, d=d)
             yield "score", e, self.sources, dict(n=n, d=d)
-            yield "bootstrap", e, self.sources, dict(n=n, d=d, B=self.resamples, K=self.blocks)
+            yield "bootstrap", e, self.sources, dict(n=n, d=d, B=self.resamples, b=min(self.resamples, at_once(d)), K=self.blocks)
         yield "bm25 mining", "", 1, dict(q=self.queries, p=self.passages, t=self.words)
         yield "triples", "", 1, dict(n=self.triples)
         yield "overlap", "", 1, dict(n=self.triples, p=self.passages, t=self.words)

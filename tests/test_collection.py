@@ -50,6 +50,19 @@ def test_atomic_path_leaves_the_old_file_when_the_block_fails(tmp_path):
     assert path.read_text() == "old" and os.listdir(path.parent) == ["f.txt"]
 
 
+def test_a_folder_is_made_whole_or_not_at_all(tmp_path):
+    from eci_sem.collection import atomic_folder
+    with atomic_folder(tmp_path / "deep/new") as part: (part / "a").write_text("1")
+    assert (tmp_path / "deep/new/a").read_text() == "1" and (tmp_path / "deep/new").stat().st_mode & 0o777 == (tmp_path / "deep").stat().st_mode & 0o777
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "broken") as part: (part / "a").write_text("1"); raise KeyError
+    with pytest.raises(InputError, match="no space left on the disk while making full: nothing was kept"), atomic_folder(tmp_path / "full"): raise OSError(28, "No space left on device")
+    # another process was faster: its folder stays
+    with atomic_folder(tmp_path / "both") as part:
+        (part / "a").write_text("mine")
+        (tmp_path / "both").mkdir(); (tmp_path / "both/a").write_text("theirs")
+    assert (tmp_path / "both/a").read_text() == "theirs" and sorted(p.name for p in tmp_path.iterdir()) == ["both", "deep"] and len(list((tmp_path / "deep").iterdir())) == 1
+
+
 def test_a_full_disk_is_told_and_nothing_is_left(tmp_path):
     with pytest.raises(InputError, match="no space left on the disk while writing f.txt: nothing was written"), atomic_path(tmp_path / "f.txt"):
         raise OSError(28, "No space left on device")

@@ -197,6 +197,8 @@ def test_a_damaged_index_is_built_anew(tmp_path, how, said):
     wanted = bm25_index(texts, words, dict(k1=1.2, b=0.75), tmp_path).get_scores(["cat"])
     (folder,) = tmp_path.iterdir()
     damage(folder, how)
+    state = [i.state for i in bm25_indexes(tmp_path, check=True)]
+    assert (state == ["ok"]) == (how == "pickled") and len(prune_bm25(tmp_path, damaged=True, dry_run=True)) == (how != "pickled"), "what can't be used is listed, and can be pruned"
     with pytest.warns(UserWarning, match=rf"the BM25 index {folder.name} is damaged \(.*{said}.*\): built anew"): again = bm25_index(texts, words, dict(k1=1.2, b=0.75), tmp_path)
     np.testing.assert_array_equal(again.get_scores(["cat"]), wanted)
     np.testing.assert_array_equal(bm25_index(texts, never, dict(k1=1.2, b=0.75), tmp_path).get_scores(["cat"]), wanted)
