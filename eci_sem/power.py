@@ -17,14 +17,11 @@ from .bootstrap import interval, resampled_scores
 from .collection import InputError, seeded_order, unknown_name
 from .rank import METRICS, Ranking
 from .triples import Triples
+from .writer import _whole
 
 if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/06b_power.ipynb #e36667e9
-def _whole(name: str, value: Any, least: int, why: str = "") -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least: raise InputError(f"{name} is {value!r}, expected a whole number of at least {least}{why}.")
-    return int(value)
-
 def subsample_counts(
     units: int, # Queries to draw from
     size: int, # Queries in each subsample

@@ -9,7 +9,7 @@ __all__ = ['METRICS', 'recommendation', 'Ranking', 'rank_sources', 'Agreement', 
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -24,6 +24,7 @@ from .bootstrap import BLOCKS, Resampled, compare_pairs, correct_draws, interval
 from .collection import Collection, InputError, check_engine, plain_json, unknown_name, write_text
 from .score import ECIConfig, NetScore, Score, baselines, calibrate, eci_net, eci_score, factors, mean_vector, net_weights, residuals, weighted_residuals
 from .triples import GENERATED, Triples, pool_rows
+from .writer import _whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -367,6 +368,16 @@ def _compare(names: list[str], kinds: dict[str, str], estimates: np.ndarray, dra
     return dict(value=estimates, lo=lo, hi=hi, bias=bias, rank=whole(rank), rank_in_kind=whole(in_kind), stands=[rank.get(n, with_control[n]) for n in names], ties=[tie.get(n, "") for n in names],
         place=place(estimates[None])[0], place_lo=places[0], place_hi=places[1]), pairs
 
+def _enough(sources: int, alpha: float) -> int:
+    "Resamples for all pairs of so many sources."
+    compared = sources * (sources - 1) // 2
+    return max(1000, 100 * compared, int(np.ceil(5 * compared / alpha)))
+
+def _arranged(table: "pd.DataFrame", metrics: list[str], columns: list[str], order: str) -> "pd.DataFrame":
+    "Sources, then hybrids, then controls, the highest score first; what was compared stands before what it was made from."
+    first = ["kind", "n", "queries", *(METRICS[m][0] + c for m in metrics for c in (*columns, "mean_of_parts"))]
+    return table.iloc[np.lexsort((table.index, -table[METRICS[order][0] + "value"], [_KINDS.index(k) for k in table["kind"]]))][[*first, *(c for c in table if c not in first)]]
+
 def _notes(r: Ranking) -> list[str]:
     p, t, notes = r.provenance, r.table, []
     candidates = int((t["kind"] != "control").sum())
@@ -397,8 +408,7 @@ def _check_arguments(triples: Any, collection: Any, control: Any, config: Any, m
     if not 0 <= penalty < float("inf"): raise InputError(f"penalty is {penalty!r}, expected a finite number of at least 0; 3 is the default.")
     for name, x in priors.items():
         if x is not None and not 0 < x < 1: raise InputError(f"{name} is {x!r}, expected a probability between 0 and 1: unlabelled relevant passages expected per query, over the passages of the corpus.")
-    for name, x, least in (("resamples", 2 if resamples is None else resamples, 2), ("seed", seed, 0), ("max_rows", max_rows, 1)):
-        if isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x < least: raise InputError(f"{name} is {x!r}, expected a whole number of at least {least}.")
+    for name, x, least in (("resamples", 2 if resamples is None else resamples, 2), ("seed", seed, 0), ("max_rows", max_rows, 1)): _whole(name, x, least)
     if control not in (None, "random", *triples.sources): raise unknown_name("control", control, triples.sources)
 
 
@@ -462,8 +472,7 @@ def rank_sources(
     f, r2, place = factors(*scorer.at(singles), **scorer.options(singles)), scorer.squares(singles), np.empty(len(t), int)
     place[singles] = np.arange(len(singles))
     lap("scores")
-    compared = len(names) * (len(names) - 1) // 2
-    if resamples is None: resamples = max(1000, 100 * compared, int(np.ceil(5 * compared / alpha)))
+    if resamples is None: resamples = _enough(len(names), alpha)
     packed, unit, units = max(map(len, plan.rows.values())) > max_rows, plan.query, plan.queries
     if packed and units > BLOCKS: unit, units = (np.random.Generator(np.random.PCG64([seed, 1])).permutation(units) % BLOCKS)[unit], BLOCKS
     counts, pairs, draws, paths = resample_counts(units, resamples, seed), [], {}, {}
@@ -476,8 +485,7 @@ def rank_sources(
         pairs.append(of_metric.assign(metric=m)); draws[m] = pd.DataFrame(corrected, columns=names)
         paths[m] = {n: dict(path=r.path, bound=r.bound) for n, r in found.items()}
     lap("bootstrap")
-    first = ["kind", "n", "queries", *(METRICS[m][0] + c for m in metrics for c in (*columns, "mean_of_parts"))]
-    table = table.iloc[np.lexsort((table.index, -table[METRICS[order][0] + "value"], [_KINDS.index(k) for k in table["kind"]]))][[*first, *(c for c in table if c not in first)]]
+    table = _arranged(table, metrics, list(columns), order)
     words = np.array([len(text.split()) for text in t.texts("negative")])
     lengths = pd.DataFrame([dict(source=n, **{f"q{q:02d}": np.quantile(words[r], q / 100) for q in (5, 25, 50, 75, 95)}, mean=words[r].mean(), n=len(r)) for n, r in ((n, plan.rows[n]) for n in table.index)]).set_index("source")
     tidy = pd.DataFrame({c: t.column(c)[singles] for c in ("source", "query_id", "positive_id", "negative_id")} | dict(margin=f.margin, a=f.a, l=f.l, rho=f.rho, w=f.w, hardness=f.hardness, r2=r2))

@@ -21,10 +21,11 @@ from .collection import Collection, InputError
 from .encoders import Encoder
 from .formats import _FileSources
 from .lexical import IDF, Tokenizer, get_tokenizer
-from .rank import Ranking, _compare, _notes, recommendation
+from .rank import Ranking, _arranged, _compare, _enough, _notes, recommendation
 from .score import Accumulator, ECIConfig
 from .stream import accumulate_stream, query_keys, stream_idf
 from .triples import DEFAULT_SOURCE, Triples, _merge_dropped
+from .writer import _whole
 
 if TYPE_CHECKING: import pandas as pd
 
@@ -78,7 +79,7 @@ def _checked(config: ECIConfig | None, **options: Any) -> ECIConfig:
     if config.consistency == "calibrated": raise InputError("consistency 'calibrated' needs a calibration on the labelled pairs of all queries, which a stream does not hold: use rank_sources, or another consistency.")
     for name, least in (("resamples", 2), ("blocks", 2), ("seed", 0), ("memory", 1), ("keep", 1)):
         x = options.get(name, least)
-        if not (x is None and name in ("resamples", "blocks")) and (isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x < least): raise InputError(f"{name} is {x!r}, expected a whole number of at least {least}.")
+        if not (x is None and name in ("resamples", "blocks")): _whole(name, x, least)
     if not 0 < (alpha := options.get("alpha", 0.05)) < 1: raise InputError(f"alpha is {alpha!r}, expected a number between 0 and 1, e.g. 0.05.")
     return config
 
@@ -137,12 +138,11 @@ def rank_stream(
         table[s] = dict(kind=kinds[s], n=x.n, queries=len(common), value=x.value, mean_of_parts=np.nan, per_dim=x.per_dim, trace=x.trace, diversity_loss=x.diversity_loss, effective_rank=x.effective_rank, **x.factor_means)
         spectra.append(pd.DataFrame(dict(source=s, k=np.arange(1, len(x.spectrum) + 1), eigenvalue=x.spectrum)))
     table = pd.DataFrame.from_dict(table, orient="index").rename_axis("source")
-    compared, gain = len(names) * (len(names) - 1) // 2, config.gain_for(encoder.dim)
-    if resamples is None: resamples = max(1000, 100 * compared, int(np.ceil(5 * compared / alpha)))
+    gain = config.gain_for(encoder.dim)
+    if resamples is None: resamples = _enough(len(names), alpha)
     columns, pairs, draws = compare_sums({s: sums[s] for s in names}, table["value"].to_numpy(), kinds, resamples, seed, alpha)
     for c, x in columns.items(): table[c] = x
-    first = ["kind", "n", "queries", *columns, "mean_of_parts"]
-    table = table.iloc[np.lexsort((table.index, -table["value"], [("source", "hybrid", "control").index(k) for k in table["kind"]]))][[*first, *(c for c in table if c not in first)]]
+    table = _arranged(table, ["eci_sem"], list(columns), "eci_sem")
     mean_words = lambda of: float((np.arange(len(of.counts)) * of.counts).sum() / of.counts.sum())
     lengths = pd.DataFrame([dict(source=s, **{f"q{q:02d}": words[s].quantile(q / 100) for q in (5, 25, 50, 75, 95)}, mean=mean_words(words[s]), n=int(words[s].counts.sum())) for s in table.index]).set_index("source")
     dropped = _merge_dropped(dropped, {s: {"query not covered by every source": n} for s, n in left_out.items() if n})

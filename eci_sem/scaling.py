@@ -12,7 +12,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from .bootstrap import at_once
 from .collection import Collection, InputError, sha256_text, unknown_name
+from .writer import _whole
 
 if TYPE_CHECKING: import pandas as pd
 
@@ -207,7 +208,7 @@ def measure(
     "Seconds and bytes of every stage at every size, on this machine, now. Raises `InputError`. [ours]"
     import pandas as pd
     from tqdm.auto import tqdm
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1: raise InputError(f"repeats is {repeats!r}, expected a whole number of at least 1.")
+    _whole("repeats", repeats, 1)
     for stage in grid:
         if stage not in STAGES: raise unknown_name("stage", stage, STAGES)
     rows, jobs, warm = [], [(s, dict(z)) for s, sizes in grid.items() for z in sizes], set()

@@ -27,8 +27,9 @@ from tqdm.auto import tqdm
 from .collection import Collection, InputError, Pair, cache_dir, json_object, normalise, read_jsonl, read_lines, sha256_text, unknown_name, write_text
 
 # %% ../nbs/03a_writer.ipynb #8e2eb0d1
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least: raise InputError(f"{name} is {value!r}, expected a whole number of at least {least}.")
+def _whole(name: str, value: Any, least: int, why: str = "") -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least: raise InputError(f"{name} is {value!r}, expected a whole number of at least {least}{why}.")
+    return int(value)
 
 def _number(name: str, value: Any, low: float, high: float = math.inf) -> None:
     ok = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
