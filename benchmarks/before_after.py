@@ -1,7 +1,7 @@
 """What the profile showed, what was changed for it, and what that gained: python benchmarks/before_after.py [--only encode|cache|bootstrap] [--json FILE]
 
-The code as it was stands here as the baseline, and runs beside the code as it is, on the same data, in turns; both must give the same
-result. For each part the time is split into its steps first, since that is what said where to look.
+The other way stands here as the baseline, and runs beside the code as it is, on the same data, in turns; both must give the same result.
+For the cache and the bootstrap the other way is the code as it was; for encoding it is another budget of tokens a batch. For each part the time is split into its steps first, since that is what said where to look.
 
 encode     batches of 4,096 tokens, as they are usual, against the 1,024 of this package on a processor: small ones stay in its cache.
 cache      one look-up, one checksum and one copy per record, against portions of 1,024 records.

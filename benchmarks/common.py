@@ -2,7 +2,6 @@
 import argparse
 import json
 import os
-import platform
 import resource
 import sys
 import time
@@ -75,14 +74,10 @@ def claim(name: str, value: float, limit: float, most: bool, what: str, unit: st
 
 def machine() -> dict[str, Any]:
     "The machine, as far as it bears on the times."
-    import scipy
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists(): cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), cpu)
+    from eci_sem.tables import this_machine, versions
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = dict(cpu=cpu, cores=cores, load=round(os.getloadavg()[0], 1), system=platform.system(), python=platform.python_version(), numpy=np.__version__, scipy=scipy.__version__, blas=f"{blas['name']} {blas['version']}",
-        threads={k: os.environ[k] for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ} or "as the libraries choose")
-    print("machine: " + ", ".join(f"{k} {v}" for k, v in found.items()), flush=True)
+    found = dict(this_machine(), load=round(os.getloadavg()[0], 1), blas=f"{blas['name']} {blas['version']}", threads={k: os.environ[k] for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ} or "as the libraries choose", versions=versions())
+    print("machine: " + ", ".join(f"{k} {v}" for k, v in found.items() if k != "versions"), flush=True)
     return found
 
 def finish(report: dict[str, Any], path: str | None) -> int:

@@ -11,16 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 # name -> (script, arguments); in all under 20 minutes on 2 cores. stream.py at its own default (10 million rows) takes 8 minutes more.
 SCRIPTS = {
-    "startup": ("startup.py", []), "encode": ("encode.py", []), "cache": ("cache.py", []), "score": ("score.py", []), "scale": ("scale.py", []), "miners": ("miners.py", []), "before and after": ("before_after.py", []),
+    "startup": ("startup.py", []), "encode": ("encode.py", []), "cache": ("cache.py", []), "score": ("score.py", []), "scale": ("scale.py", []), "miners": ("miners.py", []), "cluster": ("cluster.py", ["--toy", "--rows", "50000"]), "before and after": ("before_after.py", []),
     "stream": ("stream.py", ["--rows", "500000", "--megabytes", "200", "--lines", "500000"]),
 }
-PACKAGES = ("numpy", "scipy", "torch", "transformers", "sentence-transformers", "pyarrow", "lmdb", "bm25s")
 
 
 def main() -> int:
@@ -43,8 +41,7 @@ def main() -> int:
             if not result.is_file(): broken.append(name); print(f"{script} ended with status {done.returncode} and no result", file=sys.stderr); continue
             report = json.loads(result.read_text(encoding="utf-8"))
         found[name] = dict(script=script, options=options, seconds=round(seconds, 1), load=round(load, 1), machine=about, claims=report["claims"], **{k: v for k, v in report.items() if k not in ("machine", "claims")})
-    versions = {p: version(p) for p in PACKAGES}
-    scripts = {name: (dict(found[name], versions=versions) if name in found else known[name]) for name in SCRIPTS if name in found or name in known}
+    scripts = {name: (found[name] if name in found else known[name]) for name in SCRIPTS if name in found or name in known}
     if found: write_text(args.results, json.dumps(dict(scripts=scripts), indent=1, ensure_ascii=False) + "\n")
     claims = [c for x in found.values() for c in x["claims"]]
     failed = [c["name"] for c in claims if c["passed"] is False]

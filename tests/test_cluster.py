@@ -200,7 +200,7 @@ def test_a_bad_shard_stops_the_job_and_is_named(ray, shards):
     t, files, folder = shards
     good = files[3].read_bytes()
     files[3].write_bytes(good[:len(good) // 2])
-    for task in (lambda: C._count_shard(str(files[3]), [], [], {}), lambda: C._score_shard(str(files[3]), Digests(), dict(tokenizer="word", config=ECIConfig(), keep=1, reading={}))):
+    for task in (lambda: C._count_shard(str(files[3]), [], [], {}), lambda: C._score_shard(str(files[3]), Digests(), dict(tokenizer="word", config=ECIConfig(), idf=None, keep=1, blocks=0, given={}, reading={}))):
         with pytest.raises(InputError, match=r"3\.parquet: not a readable Parquet file"): task()
     files[3].write_bytes(good)
     with open(files[1], "a") as f: f.write('{"query": "q", "positive": "p"}\n')
