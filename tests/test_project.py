@@ -59,9 +59,9 @@ def test_one_version_everywhere():
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-def test_pyproject_holds_what_tools_want_there_and_nothing_else():
+def test_pyproject_holds_two_tables_only():
     found = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert set(found) == {"build-system", "tool"} and set(found["tool"]) == {"nbdev", "pytest"} and found["tool"]["nbdev"]["allowed_cell_metadata_keys"] == ["tags"]
+    assert set(found) == {"build-system", "tool"} and set(found["tool"]) == {"nbdev"} and found["tool"]["nbdev"]["allowed_cell_metadata_keys"] == ["tags"]
 
 
 def test_the_installed_metadata_are_those_of_settings_ini():
