@@ -29,3 +29,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the public test collections (../shared/data) are not on this machine")
     return folder
+
+
+# files that take minutes, the slowest first: two processes share the files out in this order, so that none of these is left for the end
+SLOW = ("test_experiments.py", "test_cluster.py", "test_fast.py", "test_endpoint.py", "test_runs.py", "test_miners.py", "test_encoders.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))

@@ -178,7 +178,7 @@ def test_two_long_sources_stay_two_in_the_tables(tmp_path):
 
 @pytest.mark.parametrize("name, content, message", [
     ("t.jsonl", None, "no such file"), ("t.csv", b"a,b", "is not known; expected .parquet"), ("t.parquet", b"PAR1xxxx", "not a readable Parquet file"),
-    ("t.jsonl.gz", gzip.compress(b'{"query": "q", "positive": "p", "negative": "n"}\n' * 50)[:-4], "damaged gzip data"), ("t.tsv", b"1\t2\t3\n", "corpus=, queries= are needed")])
+    ("t.jsonl.gz", gzip.compress(b'{"query": "q", "positive": "p", "negative": "n"}\n' * 50, mtime=0)[:-4], "damaged gzip data"), ("t.tsv", b"1\t2\t3\n", "corpus=, queries= are needed")])
 def test_a_file_that_can_not_be_read_is_told(tmp_path, name, content, message):
     if content: (tmp_path / name).write_bytes(content)
     report = check_file(tmp_path / name)
