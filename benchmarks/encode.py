@@ -4,7 +4,8 @@ speed   passages of the embedded collection through minilm, cold cache, side by 
         our Encoder in float32 (at least 1.3 times as fast), and our Encoder in bfloat16, which is what dtype="fast" stands for on a processor
         with matrix instructions for it (at least 3 times; elsewhere a twelfth of the passages is measured once, and the claim does not
         apply). The batches have fixed shapes, and the last one of each shape is filled up, which for few passages is much of the work:
-        padding adds 6 % to the tokens of all 3,789 passages, 9 % to those of 576 and 16 % to those of 192 (plain encode: 21 to 22 %). The vectors are held against plain encode's: cosine at least 1 - 1e-5 in float32.
+        padding adds 6 % to the tokens of all 3,789 passages, 9 % to those of 576 and 16 % to those of 192 (plain encode: 21 to 22 %).
+        The vectors are held against plain encode's: cosine at least 1 - 1e-5 in float32.
 rank    rank_sources in float32 and in bfloat16 over BM25, dense and random negatives: the same order, and no score further off than a tenth of
         the half width of its bootstrap interval. Of 200 queries where dtype="fast" is bfloat16, of 60 elsewhere, where it takes long.
 

@@ -124,9 +124,8 @@ def test_committed_figures_are_drawn_again_from_their_tables(record, tmp_path):
 
 def test_another_picture_is_told(tmp_path):
     (tmp_path / "a.svg").write_text('<path d="M 1.5 20.25" id="m0123456789"/><text>n = 20</text>')
-    for text in ('<path d="M 1.505 20.25" id="mabcdef6789"/><text>n = 20</text>',):
-        (tmp_path / "b.svg").write_text(text)
-        assert_looks_the_same(tmp_path / "a.svg", tmp_path / "b.svg")
+    (tmp_path / "b.svg").write_text('<path d="M 1.505 20.25" id="mabcdef6789"/><text>n = 20</text>') # rounding
+    assert_looks_the_same(tmp_path / "a.svg", tmp_path / "b.svg")
     for text in ('<path d="M 1.52 20.25" id="m0123456789"/><text>n = 20</text>', '<path d="M 1.5 20.25" id="m0123456789"/><text>n = 21</text>', '<path d="M 1.5 20.25" id="m0123456789"/><text>N = 20</text>'):
         (tmp_path / "b.svg").write_text(text)
         with pytest.raises(AssertionError): assert_looks_the_same(tmp_path / "a.svg", tmp_path / "b.svg")
