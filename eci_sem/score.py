@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from .collection import InputError, unknown_name
+from .device import _is_torch, _numpy, device_mean, device_sums
 
 # %% ../nbs/05_score.ipynb #9531b465
 FACTORS: dict[str, tuple[str, ...]] = dict(consistency=("sigmoid", "calibrated", "step", "none"), locality=("margin", "cosine", "none"), product=("a*l", "fisher", "gradient"),
@@ -40,7 +41,6 @@ class ECIConfig:
     space: str = "raw" # raw, or centred on the mean passage vector
     gain: float | str = 1.0 # Multiplies M: a number, "d" or "1/tau^2"
     tau: float = 0.05 # Temperature, in units of cosine similarity; 0.05 is that of the fine-tuning loss (scale 20)
-
     def __post_init__(self):
         for name, known in FACTORS.items():
             if getattr(self, name) not in known: raise unknown_name(name, getattr(self, name), known)
@@ -66,11 +66,6 @@ def _config(config: ECIConfig | None, tau: float = _TAU, gain: float | str = _GA
 _BLOCK, _CHUNK = 512, 8192 # rows brought to float64 at a time; rows per update of the matrix
 _NAMES = {"q": "q (queries)", "p": "p (positives)", "n": "n (negatives)", "R": "R (residuals)", "X": "X (weighted residuals)", "x": "the embeddings"}
 
-def _is_torch(x: object) -> bool: return "torch" in sys.modules and isinstance(x, sys.modules["torch"].Tensor)
-def _numpy(x: Any) -> np.ndarray:
-    if not _is_torch(x): return np.asarray(x)
-    x = x.detach().cpu()
-    return (x.double() if x.is_floating_point() else x).numpy() # numpy has no bfloat16
 def _matrix(name: str, x: object) -> Any:
     if not _is_torch(x): x = np.asarray(x)
     if len(x.shape) != 2: raise InputError(f"{_NAMES[name]} has shape {tuple(x.shape)}, expected (N, d): one embedding per row.")
@@ -113,6 +108,7 @@ def _centre(name: str, unit: np.ndarray, mean: np.ndarray, i: int) -> np.ndarray
     return unit
 
 def _mean_vector(arrays: dict[str, Any]) -> np.ndarray:
+    if (found := device_mean(list(arrays.values()))) is not None: return found
     blocks = (_unit(name[0], x, i, min(i + _BLOCK, len(x)), np.empty((_BLOCK, x.shape[1]))) for name, x in arrays.items() for i in range(0, len(x), _BLOCK))
     return sum(u.sum(0) for u in blocks) / sum(len(x) for x in arrays.values())
 def mean_vector(
@@ -239,7 +235,6 @@ class Score:
     def diversity_loss(self) -> float:
         "1 - value/trace: how far the score is from tr(gain*M), a plain sum that sees no directions. [ours]"
         return 1 - self.value / self.trace if self.trace > 0 else 0.0
-
     def as_dict(self) -> dict[str, float]:
         "All numbers but the spectrum, flat. [ours]"
         return dict(value=self.value, per_dim=self.per_dim, trace=self.trace, diversity_loss=self.diversity_loss, effective_rank=self.effective_rank, n=self.n, **self.factor_means)
@@ -272,6 +267,14 @@ def _weighted(t: _Triples, sums: dict[str, float] | None = None) -> Iterator[tup
         if sums is not None: sums.update({k: sums.get(k, 0.0) + float(v.sum()) for k, v in columns.items()})
         if j == t.size or j - start == _CHUNK: yield start, j, X[:j - start]; start = j
 
+def _total(t: _Triples, sums: dict[str, float], each: Callable[[int, int, np.ndarray], None] | None = None) -> np.ndarray: # (d, d): sum of w r r^T; `each` sees the rows on the way
+    if each is None and t.calibration is None and (found := device_sums(t.q, t.p, t.n, t.rho, t.config, t.mean)): sums.update(found[1]); return found[0]
+    total = np.zeros((t.dim, t.dim))
+    for i, j, X in _weighted(t, sums):
+        total += X.T @ X
+        if each: each(i, j, X)
+    return total
+
 def eci_score(
     q: Any, # Query embeddings (N, d), numpy or torch, of any length
     p: Any, # Embeddings of the positives (N, d)
@@ -292,7 +295,7 @@ def eci_score(
     if form == "gram" or form == "auto" and t.size < t.dim:
         X = np.concatenate([rows.copy() for *_, rows in _weighted(t, sums)])
         M = X @ X.T / t.size
-    else: M = sum(rows.T @ rows for *_, rows in _weighted(t, sums)) / t.size
+    else: M = _total(t, sums) / t.size
     return _score(M, t.dim, t.config.gain_for(t.dim), sums, t.size)
 
 # %% ../nbs/05_score.ipynb #b0fd66d0
@@ -333,14 +336,12 @@ class Accumulator:
         block = np.zeros(t.size, int) if query_block is None else _numpy(query_block)
         if block.shape != (t.size,) or block.dtype.kind not in "iu": raise InputError(f"query_block has shape {block.shape} and dtype {block.dtype}, expected ({t.size},) whole numbers.")
         if block.min() < 0 or block.max() >= max(self.blocks, 1): raise InputError(f"query_block runs from {block.min()} to {block.max()}, expected 0 to {self.blocks - 1}.")
-        total, sums, here, upper = np.zeros_like(self.total), {}, np.unique(block), np.triu_indices(self.dim if self.blocks else 0)
+        sums, here, upper = {}, np.unique(block), np.triu_indices(self.dim if self.blocks else 0)
         part = np.zeros((len(here), len(upper[0])))
-        for i, j, X in _weighted(t, sums):
-            total += X.T @ X
-            for k, b in enumerate(here if self.blocks else ()):
-                rows = X[block[i:j] == b]
-                if len(rows): part[k] += (rows.T @ rows)[upper]
-        return self._take(t.size, sums, total, here if self.blocks else slice(0), part, np.bincount(block, minlength=self.blocks)[:self.blocks])
+        def each(i: int, j: int, X: np.ndarray) -> None:
+            for k, b in enumerate(here):
+                if len(rows := X[block[i:j] == b]): part[k] += (rows.T @ rows)[upper]
+        return self._take(t.size, sums, _total(t, sums, each if self.blocks else None), here if self.blocks else slice(0), part, np.bincount(block, minlength=self.blocks)[:self.blocks])
     def _take(self, n: int, sums: dict[str, float], total: np.ndarray, which: Any, block_totals: np.ndarray, block_counts: np.ndarray) -> "Accumulator":
         self.n += n; self.total += total; self.block_counts += block_counts
         if self.blocks: self.block_totals[which] += block_totals
@@ -422,7 +423,6 @@ class Calibration:
     pairs: int = 0 # Background pairs used
     mean: np.ndarray | None = field(default=None, repr=False, compare=False) # (d,) when the similarities are those of centred space
     grid: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False, compare=False) # kde: similarities, log ratio
-
     def __post_init__(self):
         if self.form not in ("normal", "logistic", "kde"): raise unknown_name("form", self.form, ("normal", "logistic", "kde"))
         for k in ("sd1", "sd0"): _positive(k, getattr(self, k), "similarities that are all equal can't be calibrated on")
