@@ -86,9 +86,10 @@ _REDRAW_EXAMPLES = """examples:
   eci-sem redraw figures
   eci-sem redraw figures/ranking figures/published"""
 _MODELS = "List the models that come as Python packages: whether they are installed, whether the weights have the SHA-256 they should have, and how to get the rest."
-_CACHE = """Look after the embedding cache: each text is encoded once per encoder, and its vector kept. A store holds the vectors of one encoder.
+_CACHE = """Look after the cache. Each text is encoded once per encoder, and its vector kept: a store holds the vectors of one encoder.
+BM25 indexes of large collections are kept too; they are no encoder's, so --encoder leaves them out.
 
-What is removed is only encoded again when it is asked for. A store that another process has open stays."""
+What is removed is only made again when it is asked for. A store that another process has open stays."""
 _CACHE_EXAMPLES = """examples:
   eci-sem cache info
   eci-sem cache verify --encoder minilm
@@ -236,11 +237,11 @@ def make_parser() -> argparse.ArgumentParser:
 
     command("models", "the embedded models: which are there, how to get the rest", _MODELS, "example:\n  eci-sem models")
 
-    p = command("cache", "the embedding cache: what is there, is it sound, what can go", _CACHE, _CACHE_EXAMPLES)
-    p.add_argument("action", choices=("info", "verify", "prune"), help="list the stores; check every vector; remove stores")
+    p = command("cache", "embeddings and BM25 indexes that are kept: what is there, is it sound, what can go", _CACHE, _CACHE_EXAMPLES)
+    p.add_argument("action", choices=("info", "verify", "prune"), help="list what is kept; check every vector and file; remove some")
     p.add_argument("--encoder", metavar="NAME", help="only this encoder's, by name or by the first digits of the fingerprint")
-    p.add_argument("--older-than", type=_days, metavar="DAYS", help="prune: stores that were last written so many days ago")
-    p.add_argument("--damaged", action="store_true", help="prune: stores that can't be opened or were set aside")
+    p.add_argument("--older-than", type=_days, metavar="DAYS", help="prune: stores last written, and indexes last used, so many days ago")
+    p.add_argument("--damaged", action="store_true", help="prune: what can't be opened or used, or was set aside")
     p.add_argument("--dry-run", action="store_true", help="prune: only say what would go")
 
     p = commands.add_parser("completion", help="a completion script for your shell", description=_COMPLETION, epilog=_COMPLETION_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -459,6 +460,7 @@ def _models(args: argparse.Namespace) -> int:
     return _say(args, "\n".join(lines), lambda: found, int(damaged))
 
 def _cache(args: argparse.Namespace) -> int:
+    from eci_sem.bm25 import bm25_indexes, prune_bm25
     from eci_sem.cache import cache_prune, cache_sizes, cache_stores, cache_verify
     if args.action != "prune":
         for flag, given in (("--older-than", args.older_than is not None), ("--damaged", args.damaged), ("--dry-run", args.dry_run)):
@@ -467,18 +469,25 @@ def _cache(args: argparse.Namespace) -> int:
     row = lambda s: f"{s.name:<12}  {s.fingerprint[:12]}  {'?' if s.dim is None else s.dim:>5}  {s.dtype:<8}  {'-' if s.vectors is None else f'{s.vectors:,}':>12}  {size(s.bytes):>12}  {s.days:7.1f}"
     head = f"{'encoder':<12}  {'fingerprint':<12}  {'dim':>5}  {'dtype':<8}  {'vectors':>12}  {'on disk':>12}  {'days':>7}"
     plain = lambda s: dict(s._asdict(), folder=str(s.folder))
+    index = lambda i: f"{i.name[:36]:<36}  {'?' if i.passages is None else f'{i.passages:,}':>12}  {size(i.bytes):>12}  {i.days:7.1f}"
+    # indexes belong to a collection: where an encoder is named, they are not meant
+    indexes = lambda check: bm25_indexes(check=check) if args.encoder is None else []
+    below = lambda lines: ["", f"{'BM25 index':<36}  {'passages':>12}  {'on disk':>12}  {'days':>7}", *lines] if lines else []
     if args.action == "info":
-        stores, parts = cache_stores(encoder=args.encoder), cache_sizes()
+        stores, kept, parts = cache_stores(encoder=args.encoder), indexes(False), cache_sizes()
         lines = [head, *(f"{row(s)}  {s.state}" for s in stores)] if stores else ["no embeddings are cached"]
-        return _say(args, "\n".join([*lines, "", *(f"{name:<12}  {size(n):>12}" for name, n in parts.items())]).rstrip(), lambda: dict(stores=[plain(s) for s in stores], parts=parts))
+        return _say(args, "\n".join([*lines, *below([f"{index(i)}  {i.state}" for i in kept]), "", *(f"{name:<12}  {size(n):>12}" for name, n in parts.items())]).rstrip(), lambda: dict(stores=[plain(s) for s in stores], bm25=[plain(i) for i in kept], parts=parts))
     if args.action == "verify":
-        found = cache_verify(encoder=args.encoder)
+        found, kept = cache_verify(encoder=args.encoder), indexes(True)
         lines = [f"{row(v.store)}  {v.store.state if v.store.state != 'ok' else f'{v.bad:,} bad, made again when asked for' if v.bad else 'sound'}" for v in found]
-        return _say(args, "\n".join([head, *lines]) if found else "no embeddings are cached", lambda: [dict(plain(v.store), good=v.good, bad=v.bad) for v in found], int(any(v.bad or v.store.state != "ok" for v in found)))
+        return _say(args, "\n".join([*([head, *lines] if found else ["no embeddings are cached"]), *below([f"{index(i)}  {'sound' if i.state == 'ok' else i.state}" for i in kept])]),
+            lambda: dict(stores=[dict(plain(v.store), good=v.good, bad=v.bad) for v in found], bm25=[plain(i) for i in kept]), int(any(v.bad or v.store.state != "ok" for v in found) or any(i.state != "ok" for i in kept)))
     if args.encoder is None and args.older_than is None and not args.damaged: raise InputError("cache prune: nothing says what can go: add --encoder NAME, --older-than DAYS or --damaged.")
     found = cache_prune(encoder=args.encoder, older_than=args.older_than, damaged=args.damaged, dry_run=args.dry_run)
-    gone = sum(p.store.bytes for p in found if p.removed)
-    return _say(args, "\n".join([*(f"{row(p.store)}  {p.why}" for p in found), f"{size(gone)} {'would be' if args.dry_run else 'are'} free"]), lambda: [dict(plain(p.store), removed=p.removed, why=p.why) for p in found])
+    going = prune_bm25(older_than=args.older_than, damaged=args.damaged, dry_run=args.dry_run) if args.encoder is None else []
+    gone = sum(p.store.bytes for p in found if p.removed) + sum(i.bytes for i in going)
+    return _say(args, "\n".join([*(f"{row(p.store)}  {p.why}" for p in found), *below([f"{index(i)}  {'would go' if args.dry_run else 'removed'}" for i in going]), f"{size(gone)} {'would be' if args.dry_run else 'are'} free"]),
+        lambda: dict(stores=[dict(plain(p.store), removed=p.removed, why=p.why) for p in found], bm25=[plain(i) for i in going]))
 
 _SOURCES, _ENCODERS = ("bm25", "cross_encoder", "dense", "llm", "random"), ("minilm", "smollm2", "glove")
 _FILES = ("FILE", "DIR", "FOLDER", "COLLECTION", "RUN") # what stands for a path in the help

@@ -231,6 +231,35 @@ def test_the_cache_is_listed_checked_and_pruned(tmp_path, capsys, monkeypatch):
     assert main(["cache", "info"]) == 0 and "no embeddings are cached" in capsys.readouterr().out
 
 
+def test_bm25_indexes_are_listed_checked_and_pruned_beside_the_vectors(beir_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ECI_SEM_CACHE", str(tmp_path))
+    from eci_sem.bm25 import bm25_indexes
+    from eci_sem.collection import load_beir
+    from eci_sem.encoders import load_encoder
+    from eci_sem.sources import mine_bm25
+    collection = load_beir(beir_folder)
+    mine_bm25(collection, collection.pairs("test", limit=2), index=True)
+    load_encoder("glove").encode_queries(["sort an array"])
+    one, = bm25_indexes()
+    assert main(["cache", "info"]) == 0
+    out = capsys.readouterr().out
+    assert "BM25 index" in out and one.name[:36] in out and "glove" in out
+    assert main(["cache", "info", "--encoder", "glove"]) == 0 and "BM25 index" not in capsys.readouterr().out, "an index is no encoder's"
+    assert main(["cache", "verify", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [i["state"] for i in told["bm25"]] == ["ok"] and [(s["name"], s["good"]) for s in told["stores"]] == [("glove", 1)]
+    assert main(["cache", "prune", "--encoder", "glove", "--dry-run"]) == 0 and "BM25 index" not in capsys.readouterr().out
+    assert main(["cache", "prune", "--damaged"]) == 0 and bm25_indexes(), "what is sound stays"
+    largest = max((p for p in one.folder.iterdir() if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(b"x" + largest.read_bytes()[1:])
+    capsys.readouterr()
+    assert main(["cache", "verify"]) == 1, "its bytes are not what was written"
+    assert main(["cache", "prune", "--damaged", "--dry-run"]) == 0 and "would go" in capsys.readouterr().out and bm25_indexes()
+    assert main(["cache", "prune", "--damaged"]) == 0 and not bm25_indexes()
+    out = capsys.readouterr().out
+    assert "removed" in out and "are free" in out
+
+
 def test_check_says_what_is_wrong_and_writes_the_rest(triples_file, tmp_path, capsys):
     assert main(["check", str(triples_file)]) == 0
     out = capsys.readouterr().out
