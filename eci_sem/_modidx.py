@@ -228,6 +228,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'eci_sem.device': { 'eci_sem.device._forms': ('device.html#_forms', 'eci_sem/device.py'),
                                 'eci_sem.device._is_torch': ('device.html#_is_torch', 'eci_sem/device.py'),
                                 'eci_sem.device._numpy': ('device.html#_numpy', 'eci_sem/device.py'),
+                                'eci_sem.device._sums': ('device.html#_sums', 'eci_sem/device.py'),
                                 'eci_sem.device._unit': ('device.html#_unit', 'eci_sem/device.py'),
                                 'eci_sem.device.device_mean': ('device.html#device_mean', 'eci_sem/device.py'),
                                 'eci_sem.device.device_sums': ('device.html#device_sums', 'eci_sem/device.py'),

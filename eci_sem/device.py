@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 # %% ../nbs/04a_device.ipynb #dev1ce04
-DEVICES = ("cuda", "xpu") # kinds of devices with float64 on which the sum is made
+DEVICES = ("cuda",) # kinds of devices on which the sum is made: all of them have float64
 _PORTION = 1 << 26 # bytes of a buffer in float64; about six are alive at a time
 
 def _is_torch(x: object) -> bool: return "torch" in sys.modules and isinstance(x, sys.modules["torch"].Tensor)
@@ -52,11 +52,13 @@ def device_mean(
     if not on_device(*arrays, kinds=kinds): return None
     import torch
     d, device = arrays[0].shape[1], arrays[0].device
-    total, fine = torch.zeros(d, dtype=torch.float64, device=device), torch.ones((), dtype=torch.bool, device=device)
     step = max(1, _PORTION // (8 * d))
-    with torch.no_grad():
-        for x in arrays:
-            for i in range(0, len(x), step): total += _unit(torch, x[i:i + step], fine).sum(0)
+    try:
+        total, fine = torch.zeros(d, dtype=torch.float64, device=device), torch.ones((), dtype=torch.bool, device=device)
+        with torch.no_grad():
+            for x in arrays:
+                for i in range(0, len(x), step): total += _unit(torch, x[i:i + step], fine).sum(0)
+    except torch.OutOfMemoryError: return None
     return _numpy(total) / sum(len(x) for x in arrays) if bool(fine) else None
 
 def device_sums(
@@ -69,13 +71,17 @@ def device_sums(
     kinds: Sequence[str] | None = None, # Kinds of devices; None: `DEVICES`
 ) -> tuple[np.ndarray, dict[str, float]] | None: # (d, d): sum of w r r^T, and the sum of each factor; None where the processor has to do it
     "The sum over triples on the device that holds the embeddings, in float64. [ours]"
-    if not on_device(q, p, n, kinds=kinds): return None
+    if not on_device(q, p, n, kinds=kinds) or len(q) < q.shape[1]: return None
     import torch
     consistency, locality, product = _forms(torch)
     if config.consistency not in consistency or config.locality not in locality or config.product not in product or config.residual not in ("tangent", "difference", "unit"): return None
+    try: return _sums(torch, q, p, n, rho, (consistency[config.consistency], locality[config.locality], product[config.product]), config, mean)
+    except torch.OutOfMemoryError: return None
+
+def _sums(torch: Any, q: Any, p: Any, n: Any, rho: np.ndarray, forms: tuple[Callable, ...], config: Any, mean: np.ndarray | None) -> tuple[np.ndarray, dict[str, float]] | None:
     (size, d), device, tau = q.shape, q.device, config.tau
-    tensor = lambda x: torch.as_tensor(x, dtype=torch.float64, device=device)
-    total, sums, fine = tensor(np.zeros((d, d))), tensor(np.zeros(8)), torch.ones((), dtype=torch.bool, device=device)
+    zeros, tensor = lambda *shape: torch.zeros(shape, dtype=torch.float64, device=device), lambda x: torch.as_tensor(x, dtype=torch.float64, device=device)
+    total, sums, fine = zeros(d, d), zeros(8), torch.ones((), dtype=torch.bool, device=device)
     shares, centre = tensor(rho), None if mean is None else tensor(mean)
     step = max(1, _PORTION // (8 * d))
     with torch.no_grad():
@@ -89,12 +95,12 @@ def device_sums(
                     x /= length[:, None]
             similarity, hardness, weight = (Q * P).sum(1), (Q * R).sum(1), shares[i:i + step]
             margin = similarity - hardness
-            a, l = consistency[config.consistency](margin, hardness, tau), locality[config.locality](margin, hardness, tau)
-            w = product[config.product](a, l, margin, tau) * weight
+            a, l = (f(margin, hardness, tau) for f in forms[:2])
+            w = forms[2](a, l, margin, tau) * weight
             R -= P * (P * R).sum(1, keepdim=True) if config.residual == "tangent" else P
             if config.residual == "unit": R *= torch.where((length := R.square().sum(1).sqrt()) > 1e-12, 1 / length, 0)[:, None]
             R *= w.sqrt()[:, None]
-            total += R.T @ R
+            total.addmm_(R.T, R)
             sums += torch.stack([x.sum() for x in (margin, a, l, weight, w, similarity, hardness, (margin < 0).double())])
     if not bool(fine): return None
     return _numpy(total), dict(zip(("margin", "a", "l", "rho", "w", "similarity", "hardness", "false_negative_rate"), sums.tolist()))

@@ -93,6 +93,10 @@ def _damage() -> tuple[type[Exception], ...]:
     import lmdb
     return lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PageNotFoundError, lmdb.PanicError
 
+# The map is address space, not disk: the file grows as it is filled. 4 TB are a billion vectors of 1,024 dimensions;
+# where a process may not have so much, the first size that it may.
+_MAP_SIZES = (1 << 42, 1 << 38, 1 << 34, 1 << 31)
+
 _CRC_OF_WHOLE = 0x2144DF1C # CRC-32 of any bytes followed by their own CRC-32, little end first
 
 def _cut_off(env: Any, folder: Path) -> str:
@@ -119,8 +123,10 @@ class EmbeddingCache:
         import lmdb
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # the map is address space, not disk: the file grows as it is filled
-            env = lmdb.open(str(self.folder), map_size=1 << 38, max_readers=1024, meminit=False)
+            for size in _MAP_SIZES:
+                try: env = lmdb.open(str(self.folder), map_size=size, max_readers=1024, meminit=False); break
+                except lmdb.MemoryError:
+                    if size == _MAP_SIZES[-1]: raise
             if short := _cut_off(env, self.folder):
                 env.close()
                 raise lmdb.CorruptedError(short)
@@ -178,6 +184,7 @@ class EmbeddingCache:
                     txn.put(key, raw + zlib.crc32(raw).to_bytes(4, "little"))
         # the vectors are at hand: losing a damaged cache must not lose the run
         except _damage() as e: self._set_aside(str(e))
+        except lmdb.MapFullError as e: raise InputError(f"the embedding cache in {self.folder} has reached {self._env.info()['map_size'] / 1e9:,.0f} GB, the most address space that this process may have for it: raise the limit of virtual memory (ulimit -v), or give the encoder another folder with cache=. What is cached stays.") from e
         # a failed transaction leaves the store as it was
         except (lmdb.Error, OSError) as e:
             raise InputError(f"the embedding cache in {self.folder} can't grow ({e}): free some space, or set ECI_SEM_CACHE to a folder on another disk. What is cached stays.") from e

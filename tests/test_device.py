@@ -65,10 +65,20 @@ def test_half_precision_is_brought_to_float64_first(embeddings, processor):
 
 def test_a_length_does_not_matter_and_the_tensors_stay_as_they_were(embeddings, processor):
     arrays, rho = embeddings
-    given = [1024 * x for x in tensors(arrays)]
+    given = [1024 * x.double() for x in tensors(arrays)] # float64 is not copied on its way
     before = [x.clone() for x in given]
-    alike(eci_score(*arrays, rho), eci_score(*given, rho))
-    assert all(torch.equal(a, b) for a, b in zip(given, before))
+    for config in (ECIConfig(), ECIConfig(space="centred", residual="unit")): alike(eci_score(*arrays, rho, config=config), eci_score(*given, rho, config=config))
+    assert all(torch.equal(a, b) for a, b in zip(given, before)) and all(x is not None for x in processor[1::2])
+
+def test_a_full_device_and_few_rows_are_left_to_the_processor(embeddings, processor, monkeypatch):
+    arrays, rho = embeddings
+    few = [x[:D - 1] for x in arrays]
+    alike(Accumulator(D).add(*few, rho[:D - 1]).result(), Accumulator(D).add(*tensors(few), rho[:D - 1]).result())
+    assert processor == [None, None]
+    def full(*args, **kwargs): raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(device, "_unit", full)
+    alike(eci_score(*arrays, rho), eci_score(*tensors(arrays), rho))
+    assert processor[2:] == [None, None] and device_mean(tensors(arrays), kinds=["cpu"]) is None
 
 def test_chunks_and_baselines_too(embeddings, processor):
     arrays, rho = embeddings

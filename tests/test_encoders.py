@@ -277,6 +277,29 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
     assert out.stdout.strip().endswith("True")
 
 
+def test_a_store_that_has_reached_its_map_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("eci_sem.encoders._MAP_SIZES", (1 << 18,))
+    cache = EmbeddingCache(tmp_path / "c", 256)
+    cache.put([b"0" * 16], np.ones((1, 256), np.float32))
+    with pytest.raises(InputError, match=r"has reached 0 GB, the most address space .* raise the limit of virtual memory .* What is cached stays"):
+        for i in range(100): cache.put([(1000 * i + j).to_bytes(16, "little") for j in range(50)], np.ones((50, 256), np.float32))
+    assert cache.get([b"0" * 16])[1].all()
+
+
+def test_little_address_space_is_enough_for_a_cache(tmp_path):
+    script = textwrap.dedent("""
+        import resource, sys, numpy as np
+        from eci_sem.encoders import EmbeddingCache
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 35, 1 << 35))
+        cache = EmbeddingCache(sys.argv[1], 8)
+        cache.put([b"0" * 16], np.ones((1, 8), np.float32))
+        print(cache.get([b"0" * 16])[1].all(), cache._env.info()["map_size"])
+    """)
+    out = subprocess.run([sys.executable, "-c", script, str(tmp_path / "c")], capture_output=True, text=True, timeout=60)
+    assert out.stdout.split() == ["True", str(1 << 34)], out
+    assert len(EmbeddingCache(tmp_path / "c", 8)) == 1, "a larger map later finds what a smaller one wrote"
+
+
 def test_errors_say_what_and_what_instead(checkpoints, tmp_path, monkeypatch):
     glove = load_encoder("glove", cache=False)
     with pytest.raises(InputError, match="text 1 of the queries is empty"): glove.encode_queries(["a", " "])
