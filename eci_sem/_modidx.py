@@ -807,6 +807,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'eci_sem.results.answer': ('results.html#answer', 'eci_sem/results.py'),
                                  'eci_sem.results.collect': ('results.html#collect', 'eci_sem/results.py'),
                                  'eci_sem.results.compare_tables': ('results.html#compare_tables', 'eci_sem/results.py'),
+                                 'eci_sem.results.findings': ('results.html#findings', 'eci_sem/results.py'),
                                  'eci_sem.results.finished': ('results.html#finished', 'eci_sem/results.py'),
                                  'eci_sem.results.read_manifest': ('results.html#read_manifest', 'eci_sem/results.py'),
                                  'eci_sem.results.redraw': ('results.html#redraw', 'eci_sem/results.py')},

@@ -20,15 +20,19 @@ from .collection import InputError, atomic_path, write_text
 if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/09a_tables.ipynb #4a2d915f
+_EXTRAS = ("beir", "offline", "train") # what evaluates, trains and reads models: a result depends on it
+
 def versions() -> dict[str, str]:
-    "Python's version and those of the packages that eci_sem requires; a local part (+cpu) is left out. [ours]"
+    "Versions of Python, of what eci_sem requires, and of what evaluates and trains where that is installed; a local part (+cpu) is left out. [ours]"
     from importlib.metadata import PackageNotFoundError, requires, version
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    try: names = ["eci_sem", *(re.match(r"[\w.-]+", r)[0] for r in requires("eci_sem") or () if "extra ==" not in r)]
-    except PackageNotFoundError: names = []
-    for name in names:
+    try: needed = [(re.match(r"[\w.-]+", r)[0], extra and extra[1]) for r in requires("eci_sem") or () for extra in (re.search(r"extra == ['\"](\w+)", r),)]
+    except PackageNotFoundError: return found
+    for name, extra in [("eci_sem", None), *sorted(needed, key=lambda x: x[1] is not None), ("pytrec_eval-terrier", "beir"), ("tokenizers", "train")]:
+        if extra is not None and extra not in _EXTRAS or name in found: continue
         try: found[name] = version(name).split("+")[0]
-        except PackageNotFoundError: found[name] = "not installed"
+        except PackageNotFoundError:
+            if extra is None: found[name] = "not installed"
     return found
 
 # %% ../nbs/09a_tables.ipynb #813fdbbb

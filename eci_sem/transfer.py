@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .collection import Collection, InputError, Pair, atomic_path, cache_dir, sha256_text, unknown_name
+from .download import digest
 from .triples import Triples
 
 if TYPE_CHECKING: import pandas as pd
@@ -440,6 +441,10 @@ class Runner:
         import pyarrow.parquet as pq
         runs, scores = Path(folder) / "runs.parquet", Path(folder) / "scores.parquet"
         if not (runs.exists() and scores.exists()): raise InputError(f"{folder}: no runs.parquet and scores.parquet there; expected a result folder of the notebook transfer.")
+        for path in (runs, scores): # what is taken over must be what was written
+            said = path.with_name(f"{path.stem}.run.json")
+            known = json.loads(said.read_text(encoding="utf-8")).get("sha256", {}).get(path.name) if said.exists() else None
+            if known is not None and digest(path, "sha256") != known: raise InputError(f"{path}: its SHA-256 is not the one that {said.name} records, so it is not what the notebook wrote; fetch the folder again, or leave earlier out and train anew.")
         facts, table, taken = pd.read_parquet(runs).set_index(["source", "seed"]), None, 0
         for source, seed in ((s, k) for k in seeds for s in sources):
             if (source, seed) not in facts.index: continue
@@ -505,25 +510,26 @@ def summarise(
     resamples: int = 1000, # Draws
     alpha: float = 0.05, # 1 - coverage of the intervals
     seed: int = 0, # Of the draws
-) -> "pd.DataFrame": # dataset, metric, source, value, lo, hi, gain, gain_lo, gain_hi, seeds, queries, seed_sd
-    "Means, and gains over the baseline, with intervals that draw queries and seeds again. Raises `InputError`. [ours]"
+) -> "pd.DataFrame": # dataset, metric, source, value, lo, hi, gain, gain_lo, gain_hi, change, change_lo, change_hi, seeds, queries, seed_sd
+    "Means, gains over the baseline and changes from the untrained encoder, with intervals that draw queries and seeds again. Raises `InputError`. [ours]"
     import pandas as pd
     rows = []
     for dataset, part in table.groupby("dataset", sort=True):
+        trained, zero = part[part["source"] != UNTRAINED], part[part["source"] == UNTRAINED]
+        seeds = sorted(set(trained["seed"])) or [0]
+        # the untrained encoder is the same under every seed, and is held against the others on the same drawn queries
+        every = pd.concat([trained, *(zero.assign(seed=k) for k in seeds)] if len(zero) else [trained], ignore_index=True)
         for metric in METRICS:
-            trained, q = part[part["source"] != UNTRAINED], lambda x: np.quantile(x, [alpha / 2, 1 - alpha / 2])
-            means, draws = transfer_draws(trained, metric, resamples, seed) if len(trained) else ({baseline: np.nan}, None)
-            if baseline not in means: raise unknown_name("baseline", baseline, means.index)
+            means, draws = transfer_draws(every, metric, resamples, seed)
+            if len(trained) and baseline not in set(trained["source"]): raise unknown_name("baseline", baseline, sorted(set(trained["source"])))
             spread = trained.groupby(["source", "seed"])[metric].mean().groupby("source").std()
-            for s in (means.index if len(trained) else ()):
-                lo, hi = q(draws[s]); glo, ghi = q(draws[s] - draws[baseline])
-                rows.append(dict(dataset=dataset, metric=metric, source=s, value=means[s], lo=lo, hi=hi, gain=means[s] - means[baseline], gain_lo=glo, gain_hi=ghi, seeds=trained["seed"].nunique(), queries=part["query_id"].nunique(), seed_sd=spread[s]))
-            zero = part[part["source"] == UNTRAINED]
-            if len(zero):
-                from eci_sem.bootstrap import resample_counts
-                x = zero.sort_values("query_id")[metric].to_numpy()
-                lo, hi = q(resample_counts(len(x), resamples, seed) @ x / len(x))
-                rows.append(dict(dataset=dataset, metric=metric, source=UNTRAINED, value=x.mean(), lo=lo, hi=hi, gain=x.mean() - means[baseline], gain_lo=np.nan, gain_hi=np.nan, seeds=0, queries=len(x), seed_sd=np.nan))
+            def against(s: str, other: str) -> tuple[float, float, float]: # difference of the means, and its interval
+                if other not in draws or s == UNTRAINED == other: return (np.nan,) * 3
+                return (means[s] - means[other], *np.quantile(draws[s] - draws[other], [alpha / 2, 1 - alpha / 2]))
+            for s in [*sorted(set(trained["source"])), *([UNTRAINED] if len(zero) else [])]:
+                lo, hi = np.quantile(draws[s], [alpha / 2, 1 - alpha / 2])
+                more = dict(zip(("gain", "gain_lo", "gain_hi", "change", "change_lo", "change_hi"), (*against(s, baseline), *against(s, UNTRAINED))))
+                rows.append(dict(dataset=dataset, metric=metric, source=s, value=means[s], lo=lo, hi=hi, **more, seeds=0 if s == UNTRAINED else len(seeds), queries=part["query_id"].nunique(), seed_sd=spread.get(s, np.nan)))
     return pd.DataFrame(rows)
 
 # %% ../nbs/07_transfer.ipynb #3f0b4b64

@@ -1,6 +1,7 @@
 """Every experiment notebook runs with tiny parameters, the way `make paper` runs it at full size; what ran before comes out again."""
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ from eci_sem.runs import plan, run, versions
 
 # how far a number may be from the committed one: other machines add up in another order; absolute below 1, relative above
 TOLERANCE = 1e-9
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,8 @@ def test_every_experiment_runs_with_tiny_parameters(root, smoke):
     for cell in p.cells:
         made = {f.suffix for f in (folder / "figures" / cell.name).iterdir()}
         assert made & {".csv", ".json"}, f"{cell.name} leaves no table"
+    told = {c.name: (folder / "figures" / c.name / "findings.md").read_text(encoding="utf-8") for c in p.cells if (folder / "figures" / c.name / "findings.md").exists()}
+    assert {"transfer/glove-docstrings", "agreement", "cross_family", "ablations", "theory", "validity"} <= set(told) and "before training" in told["transfer/glove-docstrings"], "what was found stands in words beside the tables"
     assert {".png", ".svg", ".csv", ".parquet"} <= {f.suffix for f in (folder / "figures/ranking").iterdir()}
 
 
@@ -53,11 +57,43 @@ def test_two_runs_and_portions_of_another_size_give_the_same_bytes(root, tmp_pat
     assert "portions of 17 in ranking" in result.stdout and "PASS  " in result.stdout and "tables, the same in both runs" in result.stdout
 
 
+def pinned(root):
+    "The versions of constraints.txt."
+    lines = (line.split("#")[0].strip() for line in (root / "constraints.txt").read_text().splitlines())
+    return {name.lower().replace("_", "-"): version for name, _, version in (line.partition("==") for line in lines if "==" in line)}
+
+COMPUTE = ("numpy", "scipy", "pandas", "pyarrow", "torch", "transformers", "sentence-transformers", "tokenizers", "bm25s", "beir", "pytrec-eval-terrier")
+
+@pytest.mark.parametrize("folder", [p.parent.relative_to(ROOT / "figures").as_posix() for depth in ("*", "*/*") for p in sorted((ROOT / "figures").glob(f"{depth}/manifest.json"))])
+def test_committed_tables_were_made_with_the_pinned_versions(root, folder):
+    made, pins = read_manifest(root / "figures" / folder)["versions"], pinned(root)
+    assert not {k: (v, pins[k]) for k, v in made.items() if k in COMPUTE and k in pins and v != pins[k]}, f"figures/{folder} is older than constraints.txt: run it again"
+    assert set(made) & set(COMPUTE) >= {"numpy", "torch"}
+
 def committed(root, cell):
-    m = read_manifest(root / "figures" / cell)
+    m, here = read_manifest(root / "figures" / cell), versions()
     assert m, f"figures/{cell} holds no manifest: make paper writes it"
-    if m["versions"] != versions(): pytest.skip("the committed tables were made with other versions")
+    # with the pinned versions nothing is skipped: only somebody's own environment may differ
+    other = {k: (v, here[k]) for k, v in m["versions"].items() if k in COMPUTE and k in here and v != here[k]}
+    if other: pytest.skip(f"the committed tables were made with other versions: {other}")
     return m
+
+@pytest.mark.parametrize("folder", [p.parent.relative_to(ROOT / "figures").as_posix() for p in sorted((ROOT / "figures").glob("transfer*/*/scores.parquet"))])
+def test_the_committed_gains_follow_from_the_committed_scores(root, folder):
+    "Every interval of figures/transfer is made from the scores of every query that stand beside it."
+    import json
+    import numpy as np
+    import pandas as pd
+    from eci_sem.transfer import METRICS, UNTRAINED, summarise
+    here = root / "figures" / folder
+    p = json.loads((here / "transfer.run.json").read_text())["meta"]["parameters"]
+    table = pd.read_parquet(here / "scores.parquet", columns=["source", "seed", "dataset", "query_id", *METRICS]).astype({"source": str, "dataset": str, "query_id": str, "seed": int})
+    # one collection, so that it takes a second
+    one = sorted(set(table["dataset"]))[0]
+    found = summarise(table[table["dataset"] == one], baseline="none" if p["in_batch"] else "random", resamples=p["resamples"], seed=p["seed"])
+    want = pd.read_csv(here / "transfer.csv").query("dataset == @one").drop(columns=["run", "kind"])
+    assert len(want) and set(found["source"]) == set(want["source"]) and UNTRAINED in set(found["source"])
+    pd.testing.assert_frame_equal(found.set_index(["metric", "source"]).sort_index(), want.set_index(["metric", "source"]).sort_index(), check_dtype=False, check_like=True, rtol=1e-9, atol=1e-12)
 
 
 def test_the_committed_tables_come_out_again(root, smoke):

@@ -163,6 +163,8 @@ def test_the_key_follows_what_a_result_depends_on(tiny):
 def test_versions_are_those_of_the_requirements():
     found = versions()
     assert {"python", "eci_sem", "numpy", "torch", "papermill"} <= set(found) and "+" not in found["torch"] and "pytest" not in found
+    # what evaluates and trains counts where it is installed; what only shows, serves or spreads work does not
+    assert {"beir", "pytrec_eval-terrier", "accelerate", "tokenizers"} <= set(found) and not {"ray", "openai", "jupyterlab"} & set(found)
 
 
 # a batch

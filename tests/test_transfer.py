@@ -289,6 +289,22 @@ def test_gains_by_hand():
     # the same seeds and queries are drawn for both, so the gain does not vary at all
     assert s.loc["a", "gain_lo"] == pytest.approx(0.5) and s.loc["a", "gain_hi"] == pytest.approx(0.5) and s.loc["a", "lo"] < 0.7 < s.loc["a", "hi"]
     assert s.loc["a", "seed_sd"] == pytest.approx(np.std([0.6, 0.8], ddof=1)) and s.loc[tr.UNTRAINED, "value"] == pytest.approx(0.1)
+    # training on a changed 0.1 to 0.7; all queries gained as much, so only the seeds make the change uncertain
+    assert s.loc["a", "change"] == pytest.approx(0.6) and s.loc["a", "change_lo"] < 0.6 < s.loc["a", "change_hi"] and np.isnan(s.loc[tr.UNTRAINED, "change"])
+    assert s.loc[tr.UNTRAINED, "gain"] == pytest.approx(-0.1) and s.loc[tr.UNTRAINED, "gain_lo"] < -0.1 < s.loc[tr.UNTRAINED, "gain_hi"]
+    assert s.loc["none", "gain"] == 0 and s.loc["none", "change"] == pytest.approx(0.1)
+
+def test_a_change_from_the_untrained_encoder_is_paired_by_query():
+    # queries differ widely, and each gains exactly 0.1 under both seeds: the change is certain, the values are not
+    x = np.random.default_rng(0).random(40) * 0.8
+    t = runs_table({("none", 0): (x + 0.1).tolist(), ("none", 1): (x + 0.1).tolist(), (tr.UNTRAINED, 0): x.tolist()})
+    s = tr.summarise(t, resamples=200).query("metric == 'ndcg@10'").set_index("source")
+    assert [s.loc["none", c] for c in ("change", "change_lo", "change_hi")] == pytest.approx([0.1] * 3) and s.loc["none", "hi"] - s.loc["none", "lo"] > 0.05
+    assert s.loc[tr.UNTRAINED, ["seeds", "queries"]].tolist() == [0, 40]
+
+def test_nothing_trained_is_summarised_too():
+    s = tr.summarise(runs_table({(tr.UNTRAINED, 0): [0.1, 0.3]}), resamples=50).query("metric == 'ndcg@10'").set_index("source")
+    assert list(s.index) == [tr.UNTRAINED] and s.loc[tr.UNTRAINED, "value"] == pytest.approx(0.2) and s.loc[tr.UNTRAINED, ["gain", "change"]].isna().all()
 
 def test_draws_are_plain_resampling():
     rng = np.random.default_rng(0)
@@ -341,6 +357,18 @@ def test_runs_are_taken_over_by_their_key_alone(tmp_path):
     by = lambda t: t.sort_values(["dataset", "query_id"], ignore_index=True)
     assert by(got).equals(by(runs["llm", 0])) and got.attrs["steps"] == runs["llm", 0].attrs["steps"] and got.attrs["seconds"] is None
     with pytest.raises(InputError, match="no runs.parquet and scores.parquet there"): other.adopt(tmp_path, ["none"], [0])
+
+def test_runs_that_are_not_what_was_written_are_not_taken_over(tmp_path):
+    from eci_sem.download import digest
+    r = runner(tmp_path / "a")
+    folder = tmp_path / "results"; folder.mkdir()
+    found = r.run("none", 0)
+    tr.gather({("none", 0): found}).to_parquet(folder / "scores.parquet")
+    pd.DataFrame([dict(source="none", seed=0, key=r.key("none", 0), steps=1, loss=1.0)]).to_parquet(folder / "runs.parquet")
+    for name in ("scores", "runs"): (folder / f"{name}.run.json").write_text(json.dumps(dict(sha256={f"{name}.parquet": digest(folder / f"{name}.parquet", "sha256")})))
+    assert runner(tmp_path / "b").adopt(folder, ["none"], [0]) == 1
+    tr.gather({("none", 0): found.assign(**{"ndcg@10": 1.0})}).to_parquet(folder / "scores.parquet")
+    with pytest.raises(InputError, match=r"scores.parquet: its SHA-256 is not the one that scores.run.json records, .* train anew"): runner(tmp_path / "c").adopt(folder, ["none"], [0])
 
 # --- results of the notebook
 
