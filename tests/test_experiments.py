@@ -11,6 +11,7 @@ from eci_sem.runs import plan, run, versions
 
 # how far a number may be from the committed one: other machines add up in another order; absolute below 1, relative above
 TOLERANCE = 1e-9
+VECTORS = 1e-6 # where an encoder has a part: float32 sums differ from one processor to another
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -114,4 +115,4 @@ def test_the_committed_ranking_comes_out_again(root, tmp_path):
     assert report.exit_status == 0, repr(report)
     for name in ("table_scores.csv", "claims.csv", "spectrum.csv"):
         ours, theirs = (pd.read_csv(f / name).query("encoder == 'glove'").drop(columns="run", errors="ignore").reset_index(drop=True) for f in (report["ranking"].folder, root / "figures/ranking"))
-        pd.testing.assert_frame_equal(ours, theirs, check_dtype=False, rtol=TOLERANCE, atol=TOLERANCE)
+        pd.testing.assert_frame_equal(ours, theirs, check_dtype=False, rtol=VECTORS, atol=VECTORS)
