@@ -15,6 +15,7 @@ from .figures import _COLOURS, DOUBLE, SINGLE, _check, _clean, _count, _face, _o
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %% ../nbs/09e_linearised.ipynb #a995837d
@@ -28,28 +29,88 @@ def _grid(panels: int) -> tuple[int, int, float]: # rows, columns, width
     columns = min(3, panels)
     return math.ceil(panels / columns), columns, SINGLE if columns == 1 else DOUBLE
 
+
+def _log_lines(ax: "Axes", part: "pd.DataFrame", styles: dict, ms: float) -> None:
+    for source, line in part.groupby("source", sort=False): ax.plot(line["eta"], line["error"], **{**_face(styles[source], False), "ms": ms, "lw": 0.9 if ms else 0.6})
+    ends = part.groupby("eta")["error"].max() * 4 # a line of slope 2 above the others
+    if len(ends): ax.plot([ends.index[0], ends.index[-1]], [ends.iloc[-1] * (ends.index[0] / ends.index[-1]) ** 2, ends.iloc[-1]], color="#333333", lw=0.8, ls="--")
+    ax.set(xscale="log", yscale="log")
+    for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter(lambda v, _: f"{v:.0e}".replace("-", "\u2212"))
+    _clean(ax, "both")
+
+def _slope_dots(ax: "Axes", fits: "pd.DataFrame", sources: list[str], adapters: list[str], styles: dict, tolerance: float) -> None:
+    "Slopes minus 2 with intervals, a row per source, the first adapter filled and above."
+    ax.axvspan(-tolerance, tolerance, color="#E4E4E4", lw=0, zorder=0); ax.axvline(0, color="#333333", lw=0.8, ls="--")
+    for r in fits.itertuples():
+        k = adapters.index(r.adapter)
+        y, face = sources.index(r.source) + (k - (len(adapters) - 1) / 2) * 0.36, {**_face(styles[r.source], k > 0), "ms": 3.4}
+        if r.slope != r.slope: ax.text(0.98, y, "no line", transform=ax.get_yaxis_transform(), fontsize=6, color="#595959", va="center", ha="right").set_in_layout(False); continue
+        if r.slope_lo == r.slope_lo: ax.plot([r.slope_lo - 2, r.slope_hi - 2], [y, y], color=face["color"], lw=1.0)
+        ax.plot(r.slope - 2, y, ls="none", **face)
+    ax.set_yticks(range(len(sources)), [styles[s].label for s in sources]); ax.set_ylim(len(sources) - 0.4, -0.6)
+    _clean(ax, "x")
+
 @_redrawable
 def step_error_lines(
-    table: "pd.DataFrame", # Columns encoder, source, eta (step), error (predicted minus actual decrease), n (triples)
+    table: "pd.DataFrame", # Columns encoder, source, eta (step), error (predicted minus actual decrease), n (triples); optional adapter, and slope, slope_lo, slope_hi of the log-log line, the same in all its rows
     unit: str = "tau^2", # Unit of eta
+    tolerance: float = 0.1, # Slopes within 2 +- this are drawn in a band
+    level: float = 0.95, # Level of the slope's interval, for the note
 ) -> "Figure":
-    "Error of the first-order prediction per step and source, one panel per encoder, log-log. Raises `InputError`. [ours]"
-    table = _check("step_error_lines", table, ("encoder", "source"), ("eta", "error", "n"), ("encoder", "source", "eta"))
-    drawn, sources, encoders = table[(table["eta"] > 0) & (table["error"] > 0)], list(dict.fromkeys(table["source"])), list(dict.fromkeys(table["encoder"]))
+    "Error of the first-order prediction per step and source, log-log, one panel per encoder; above it the slopes with intervals, where the table has them. Raises `InputError`. [ours]"
+    adapted, fitted = ("adapter" in getattr(table, "columns", ()), "slope" in getattr(table, "columns", ()))
+    names, spans = ("encoder", "source", *(["adapter"] if adapted else [])), ("slope", "slope_lo", "slope_hi") if fitted else ()
+    table = _check("step_error_lines", table, names, ("eta", "error", "n", *spans), (*names, "eta"), gaps=spans)
+    if not adapted: table = table.assign(adapter="")
+    adapters, sources, encoders = (list(dict.fromkeys(table[c])) for c in ("adapter", "source", "encoder"))
+    own = table[table["adapter"] == adapters[0]] # lines of two adapters would lie on one another
+    drawn = own[(own["eta"] > 0) & (own["error"] > 0)].sort_values("eta", kind="stable")
     if not len(drawn): raise InputError("step_error_lines: no step and error are above 0, so there is nothing to draw on logarithmic axes.")
-    styles, hidden, (tall, columns, width) = source_styles(sources), len(table) - len(drawn), _grid(len(encoders))
-    with _panels(tall, columns, width, tall * 2.0 + 0.6, sharex=True, sharey=True) as (fig, axes):
-        for ax, encoder in zip(axes.flat, encoders):
-            part = drawn[drawn["encoder"] == encoder].sort_values("eta", kind="stable")
-            for source, line in part.groupby("source", sort=False): ax.plot(line["eta"], line["error"], **{**_face(styles[source], False), "ms": 2.6})
-            ends = part.groupby("eta")["error"].max() * 4 # a line of slope 2 above the others
-            if len(ends): ax.plot([ends.index[0], ends.index[-1]], [ends.iloc[-1] * (ends.index[0] / ends.index[-1]) ** 2, ends.iloc[-1]], color="#333333", lw=0.8, ls="--")
-            ax.set(xscale="log", yscale="log", title=_title(columns, encoder, _count(part["n"], "triples")) if len(part) else encoder, xlabel=f"step ({unit})", ylabel="predicted - actual (nats)" if ax.get_subplotspec().is_first_col() else "")
-            for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter(lambda v, _: f"{v:.0e}")
-            _clean(ax, "both")
-        for ax in axes.flat[len(encoders):]: ax.set_visible(False)
-        _source_legend(fig, sources, set(), columns > 1, "dashed: slope 2" + (f"; {hidden} of {len(table)} points not above 0: not drawn" if hidden else ""))
+    fits = table.drop_duplicates(["encoder", "source", "adapter"])
+    if fitted:
+        _ordered("step_error_lines", table, "slope_lo", "slope_hi")
+        many = table.groupby(["encoder", "source", "adapter"], sort=False)[list(spans)].nunique(dropna=False).max(axis=1)
+        if (many > 1).any(): raise InputError(f"step_error_lines: {', '.join(filter(None, many.idxmax()))} has {many.max()} slopes or intervals; expected one per line.")
+    styles, hidden, (tall, columns, width) = source_styles(sources), len(own) - len(drawn), _grid(len(encoders))
+    heights = [0.36 + 0.17 * len(sources), 1.35] if fitted else [2.0]
+    with _panels(tall * len(heights), columns, width, tall * sum(heights) + 0.75, gridspec_kw=dict(height_ratios=heights * tall)) as (fig, axes):
+        for ax in axes.flat: ax.set_visible(False)
+        lined, dotted = [], []
+        for i, encoder in enumerate(encoders):
+            column, row = i % columns, i // columns * len(heights)
+            part, mine = drawn[drawn["encoder"] == encoder], fits[fits["encoder"] == encoder]
+            title = _title(columns, encoder, _count(mine["n"], "triples"))
+            if fitted: _slope_dots(axes[row, column], mine, sources, adapters, styles, tolerance); dotted.append(axes[row, column]); title, above = "", title
+            lined.append(ax := axes[row + len(heights) - 1, column])
+            if i: ax.sharex(lined[0]); ax.sharey(lined[0])
+            _log_lines(ax, part, styles, 0 if fitted else 2.6)
+            ax.set(title=title, xlabel=f"step ({unit})", ylabel="predicted \u2212 actual\n(nats)" if column == 0 else "")
+            if fitted: dotted[-1].set(title=above, xlabel="slope \u2212 2 (no unit)"); dotted[-1].tick_params(axis="y", labelleft=column == 0)
+            for ax in axes[row:row + len(heights), column]: ax.set_visible(True)
+        for i, ax in enumerate(lined): ax.tick_params(axis="y", labelleft=i % columns == 0)
+        notes = ["dashed: slope 2"]
+        if fitted:
+            _small_and_large(dotted, fits, tolerance)
+            notes = [f"bars: {100 * level:g} % intervals over queries; band: 2 \u00b1 {tolerance:g}; dashed: slope 2; axis of slopes: linear near 0, logarithmic beyond"]
+            if len(adapters) > 1: notes.append("; ".join(f"{'filled' if k == 0 else 'open'}: adapter {a}" for k, a in enumerate(adapters)) + f"; lines: adapter {adapters[0]}, colours as above")
+            else: notes.append("lines: colours as above")
+        if hidden: notes.append(f"{hidden} of {len(own)} points not above 0: not drawn")
+        if fitted: fig.supxlabel("\n".join(textwrap.fill(t, 56 if columns == 1 else 120) for t in notes), fontsize=7)
+        else: _source_legend(fig, sources, set(), columns > 1, "; ".join(notes))
     return fig
+
+def _small_and_large(axes: list["Axes"], fits: "pd.DataFrame", tolerance: float) -> None:
+    # an interval of 1e-5 and a band of 0.1 on one axis
+    off = (fits["slope"] - 2).abs()
+    usual = off[off > 0].median()
+    linear = min(tolerance / 10, 10.0 ** math.floor(math.log10(usual))) if usual == usual else tolerance / 10
+    reach = max([2.5 * tolerance, *(1.5 * (fits[c] - 2).abs().max() for c in ("slope", "slope_lo", "slope_hi") if fits[c].notna().any())])
+    powers = [10.0**k for k in range(math.ceil(math.log10(linear) - 1e-9), math.floor(math.log10(reach)) + 1)]
+    marks = powers[::-2][::-1] if len(powers) > 3 else powers
+    for ax in axes:
+        ax.set_xscale("symlog", linthresh=linear, linscale=0.6); ax.set_xlim(-reach, reach)
+        ax.set_xticks([*(-m for m in marks[::-1]), 0, *marks]); ax.xaxis.minorticks_off()
+        ax.xaxis.set_major_formatter(lambda v, _: (f"{v:g}" if abs(v) >= 0.01 or not v else f"{v:.0e}").replace("-", "\u2212"))
 
 # %% ../nbs/09e_linearised.ipynb #f375e1ab
 @_redrawable

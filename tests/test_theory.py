@@ -495,3 +495,37 @@ def test_figures_draw_the_table():
         dots = {(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in ax.lines if len(line.get_xdata()) == 1 and line.get_marker() not in ("None", "_", "|")}
         assert dots == set(zip(part["score"], part["decrease"])) and ax.get_xlabel() == "ECI_sem (nats)" and ax.get_title().startswith(f"{steps} step")
     with pytest.raises(InputError, match="score_scatter: lo = 1.0 is above hi"): score_scatter(points.assign(lo=1.0))
+
+
+def slope_lines(): return pd.DataFrame([dict(encoder=e, source=s, adapter=a, eta=x, error=c * off**3 * x**2, n=60, slope=2 + off * c, slope_lo=2 - 1e-6, slope_hi=2 + 3 * off * c) for e, off in (("minilm", 1e-3), ("glove", 1e-2)) for a in ("linear", "shift") for s, c in (("bm25@1", 0.01), ("random", 0.002)) for x in (1e-5, 1e-3, 1e-1)])
+
+
+def test_slopes_are_drawn_with_their_intervals_and_the_allowed_band(tmp_path):
+    t = slope_lines()
+    fig = step_error_lines(t)
+    assert [ax.get_title() for ax in fig.axes] == ["minilm, n = 60 triples", "glove, n = 60 triples", "", ""]
+    for dots, lines, (_, part) in zip(fig.axes[:2], fig.axes[2:], t.groupby("encoder", sort=False)):
+        fits = part.drop_duplicates(["source", "adapter"])
+        assert sorted(float(line.get_xdata()[0]) for line in dots.lines if line.get_marker() not in ("None", None)) == pytest.approx(sorted(fits["slope"] - 2))
+        bars = [line.get_xdata() for line in dots.lines if line.get_marker() in ("None", None) and line.get_linestyle() == "-"]
+        assert sorted(map(tuple, bars)) == sorted(zip(fits["slope_lo"] - 2, fits["slope_hi"] - 2))
+        assert [float(p.get_x()) for p in dots.patches] == [-0.1] and float(dots.patches[0].get_width()) == pytest.approx(0.2)
+        assert dots.get_xlabel() == "slope \u2212 2 (no unit)"
+        assert sum(line.get_linestyle() == "-" for line in lines.lines) == 2 # of the first adapter alone: the others lie on them
+        low, high = lines.get_ylim()
+        assert low < part["error"].min() and part["error"].max() < high
+    assert [x.get_text() for x in fig.axes[0].get_yticklabels()] == ["bm25@1", "Random"]
+    assert "band: 2 \u00b1 0.1" in fig.get_supxlabel() and "open: adapter shift" in fig.get_supxlabel()
+    files = save_figure(fig, t, "steps", tmp_path, {})
+    from eci_sem.results import redraw
+    assert redraw(tmp_path) == [("steps", "same", "")] and files[2].name == "steps.csv"
+    none = t.assign(**{c: t[c].where(t["source"] != "random") for c in ("slope", "slope_lo", "slope_hi")}) # too few points for a line
+    assert [x.get_text() for x in step_error_lines(none).axes[0].texts] == ["no line", "no line"]
+
+
+def test_a_table_of_slopes_that_will_not_do_is_named():
+    t = slope_lines()
+    with pytest.raises(InputError, match="step_error_lines: column 'slope_lo' is missing"): step_error_lines(t.drop(columns="slope_lo"))
+    with pytest.raises(InputError, match="step_error_lines: slope_lo = 3.0 is above slope_hi"): step_error_lines(t.assign(slope_lo=3.0))
+    t.loc[0, "slope"] = 1.9
+    with pytest.raises(InputError, match="step_error_lines: minilm, bm25@1, linear has 2 slopes or intervals; expected one per line"): step_error_lines(t)
