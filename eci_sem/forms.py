@@ -417,10 +417,11 @@ def headline(
     draws: "pd.DataFrame", # Its draws
     ahead: Sequence[str], # Sources that are said to do better, on average
     behind: Sequence[str], # Than these
+    correlation: str = "", # `first_look_verdict` on the correlation that the claim sums up, if there is one
     alpha: float = 0.05, # 1 - coverage of the interval
 ) -> dict[str, Any]: # difference, lo, hi, verdict
     "A difference between two groups of sources that was claimed to be above 0: reproduced, refuted, or neither. [ours]"
     ahead, behind = list(ahead), list(behind)
     if not ahead or not behind: return dict(difference=np.nan, lo=np.nan, hi=np.nan, verdict="not trained here")
     lo, hi = np.quantile(draws[ahead].mean(axis=1) - draws[behind].mean(axis=1), [alpha / 2, 1 - alpha / 2])
-    return dict(difference=float(down[ahead].mean() - down[behind].mean()), lo=float(lo), hi=float(hi), verdict="reproduced" if lo > 0 else "refuted" if hi < 0 else "not reproduced")
+    return dict(difference=float(down[ahead].mean() - down[behind].mean()), lo=float(lo), hi=float(hi), verdict="reproduced" if lo > 0 else "refuted" if hi < 0 or correlation.startswith("refuted") else "not reproduced")

@@ -262,6 +262,46 @@ def test_a_headline_is_a_difference_of_groups():
     got = fm.headline(down, draws, ["none"], ["bm25@1", "dense@1"])
     assert got["verdict"] == "not reproduced" and got["difference"] == pytest.approx(0) and got["lo"] < 0 < got["hi"]
     assert fm.headline(down, draws, ["dense@1"], [])["verdict"] == "not trained here"
+    # a tie while the correlation is refuted is no headline any more; what is ahead stays ahead
+    refuted = "refuted: more than 0.5 apart"
+    assert fm.headline(down, draws, ["none"], ["bm25@1", "dense@1"], refuted)["verdict"] == "refuted" and fm.headline(down, draws, ["none"], ["bm25@1"], refuted)["verdict"] == "reproduced"
+
+# --- what the notebooks say of two opposite targets
+
+def cell_of(root, notebook, marker):
+    cells = json.loads((root / f"nbs/experiments/{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return next("".join(c["source"]) for c in cells if c["cell_type"] == "code" and marker in "".join(c["source"]))
+
+def two_targets():
+    "Two targets with the order a, b, c, d after training; the one is foreseen, of the other the reverse."
+    down = frames(dict(a=4.0, b=3.0, c=2.0, d=1.0), 0.01)
+    return list("abcd"), down, {"glove": frames(dict(a=4.0, b=3.0, c=2.0, d=1.0), 0.01, seed=1), "minilm": frames(dict(a=1.0, b=2.0, c=3.0, d=4.0), 0.01, seed=2)}
+
+def test_agreement_shows_two_opposite_targets_apart(root):
+    names, down, of = two_targets()
+    cell = lambda t: (*of[t], *down, names)
+    together, shown = pd.DataFrame([dict(role="confirmation", targets=g, form=f, cells=len(ts), **fm.pooled([cell(t) for t in ts], [cell(t) for t in ts])) for f in ("ECI_sem", "minus margin") for g, ts in (("all targets", ["glove", "minilm"]), ("glove", ["glove"]), ("minilm", ["minilm"]))]), []
+    source = cell_of(root, "agreement", "by_target = ")
+    exec(source[source.index("span = "):], dict(together=together, pd=pd, display=shown.append))
+    taus = shown[0].loc[("confirmation", "ECI_sem")]
+    assert taus.to_dict() == {"all targets": "0.00 [0.00, 0.00]", "glove": "1.00 [1.00, 1.00]", "minilm": "-1.00 [-1.00, -1.00]", "targets": "differ"}
+    assert len(shown) == 4 and shown[3].loc[("confirmation", "ECI_sem"), "regret, minilm"].startswith("300.00 [") and list(shown[1].columns) == ["Spearman, all targets", "Spearman, glove", "Spearman, minilm"]
+
+def test_cross_family_says_that_two_targets_differ(root):
+    from types import SimpleNamespace as S
+    names, down, of = two_targets()
+    # the own family is right for the one and wrong for the other; the foreign scorer the other way round
+    score = lambda x: S(values=lambda f: x[0], draws={"ECI_sem": x[1]})
+    scored = {(("scifact", t), e): score(of["glove" if (t == "glove") == (e == t) else "minilm"]) for t in of for e in of}
+    at = dict(scored=scored, singles={("scifact", t): names for t in of}, down={("scifact", t): down for t in of}, scorers=list(of), forms=["ECI_sem"], development=["docstrings"], pooled=fm.pooled, pd=pd)
+    exec(cell_of(root, "cross_family", "differs between targets"), at)
+    claim = at["claim"].set_index("targets")["verdict"]
+    assert claim.to_dict() == {"all targets": "differs between targets", "glove": "holds", "minilm": "reversed"}
+
+def test_the_notebooks_name_departures_and_few_queries(root):
+    for notebook in ("agreement", "cross_family"):
+        text = cell_of(root, notebook, "departures(frozen, p |")
+        assert "limit=score_queries" in text and 'datasets=sorted(table["dataset"].unique())' in text and "most_scored(frozen)" in text
 
 def test_the_recommendation_that_ships_is_that_of_the_committed_run(root):
     from eci_sem.rank import recommendation
