@@ -7,6 +7,7 @@ __all__ = ['CLAIMS', 'NOTEBOOKS', 'verdict_table', 'verdict_markdown']
 
 # %% ../nbs/10b_verdicts.ipynb #9a9de75c
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,51 +20,107 @@ CLAIMS = {1: "In-family ECI_sem ranks LLM highest of the single sources and Dens
     4: "The ranking is stable under sample size, temperature, tokenizer and IDF corpus", 5: "A local linearised argument links the score to loss reduction"}
 NOTEBOOKS = {1: "ranking", 2: "agreement", 3: "cross_family", 4: "ablations", 5: "theory"}
 
-def _summary(kept: int, of: int) -> str: return "holds" if kept == of else "does not hold" if not kept else "does not hold throughout"
+def _summary(of: "list[list[str]]") -> str:
+    "The verdict over cases, each with the verdicts of its parts: a tie or an interval that holds 0 decides nothing."
+    kept, lost = sum(all(v == "holds" for v in vs) for vs in of), sum(any(v.startswith("does not hold") for v in vs) for vs in of)
+    if kept == len(of): return "holds"
+    if not lost: return "not decided throughout" if kept else "not decided"
+    return "does not hold throughout" if kept else "does not hold"
 
 def _span(r: Any, value: str = "tau", lo: str = "lo", hi: str = "hi", sign: str = "") -> str: return f"{r[value]:{sign}.2f} [{r[lo]:{sign}.2f}, {r[hi]:{sign}.2f}]"
 
-def _ranking(read: Any) -> list[dict[str, str]]:
+def _only(table: "pd.DataFrame", role: str, form: str) -> "pd.DataFrame":
+    "The targets by themselves: weak and strong ones are not to be averaged without being shown apart."
+    return table[(table["role"] == role) & (table["form"] == form) & (table["targets"] != "all targets")]
+
+def _apart(of: "pd.DataFrame", *columns: str, sign: str = "", verdict: str = "") -> str:
+    each = [f"{r['targets']} {_span(r, *columns, sign=sign)}" + (f" {r[verdict]}" if verdict else "") for r in of.to_dict("records")]
+    return f" ({'; '.join(each)})" if each else ""
+
+def _collection(folder: Path, table: str) -> str:
+    "The collection that a table was made on, from the record beside it."
+    for name, *keys in ((f"{table}.run.json", "meta"), ("manifest.json", "result"), ("manifest.json",)):
+        try: found = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError): continue
+        for k in keys: found = found.get(k) or {}
+        said = found.get("collection") or found.get("parameters", {}).get("collection")
+        if said := said.get("name") if isinstance(said, dict) else said: return Path(said).name
+    return "collection not recorded"
+
+def _opposed(of: "pd.DataFrame", lo: str, hi: str) -> bool: return bool((of[lo] > 0).any() and (of[hi] < 0).any())
+
+def _ranking(read: Any, about: Any) -> list[dict[str, str]]:
     table, rows = read("claims.csv"), []
     for metric, part in table.groupby("metric", sort=False):
         columns = [c for c in table.columns if "highest" in c]
         said = [(c, e, v) for c in columns for e, v in zip(part["encoder"], part[c])]
-        kept = sum(v == "holds" for *_, v in said)
         detail = "; ".join(f"{c.split(' highest')[0]}: " + ", ".join(f"{e} {v.removeprefix('does not hold: ')}" for k, e, v in said if k == c) for c in columns)
-        rows.append(dict(score=metric, on=f"docstrings; {', '.join(part['encoder'])}", result=detail, verdict=_summary(kept, len(said))))
+        rows.append(dict(score=metric, on=f"{about('claims')}; {', '.join(part['encoder'])}", result=detail, verdict=_summary([[v] for *_, v in said])))
     return rows
 
-def _apart(table: "pd.DataFrame", role: str, form: str) -> str:
-    "The targets by themselves: weak and strong ones are not to be averaged without being shown apart."
-    of = table[(table["role"] == role) & (table["form"] == form) & (table["targets"] != "all targets")]
-    return f" ({', '.join(f'{t} {_span(r)}' for t, r in zip(of['targets'], of.to_dict('records')))})" if len(of) else ""
+def _cost(r: Any) -> str:
+    "The first choice and its regret; tables of an earlier version have no intervals of them."
+    out = f"right first choice in {r['top1']:.0%}" + (f" ({r['top1_share']:.0%} of the draws)" if "top1_share" in r else "")
+    return f"{out}; regret {100 * r['regret']:.1f} points of nDCG@10" + (f" [{100 * r['regret_lo']:.1f}, {100 * r['regret_hi']:.1f}], median of the draws {100 * r['regret_median']:.1f}" if {"regret_lo", "regret_hi", "regret_median"} <= set(r.index) else "")
 
-def _agreement(read: Any) -> list[dict[str, str]]:
+def _agreement(read: Any, about: Any) -> list[dict[str, str]]:
     table, rows = read("pooled.csv"), []
     for role in ("confirmation", "development"):
         part = table[(table["role"] == role) & (table["targets"] == "all targets")].set_index("form")
         for form in (f for f in ("ECI_sem", "ECI_net") if f in part.index):
-            r, best = part.loc[form], part["tau"].idxmax()
-            rows.append(dict(score=form, on=f"{role}, {int(r['cells'])} target{'s' if r['cells'] != 1 else ''} x collection", result=f"Kendall's tau-b with the order after training {_span(r)}{_apart(table, role, form)}; right first choice in {r['top1']:.0%}; regret {100 * r['regret']:.1f} points of nDCG@10; best of all forms: {best} {_span(part.loc[best])}",
-                verdict=("holds" if r["top1"] == 1 else "order agrees, first choice does not") if r["lo"] > 0 else "reversed" if r["hi"] < 0 else "not told apart from chance"))
+            r, best, of = part.loc[form], part["tau"].idxmax(), _only(table, role, form)
+            rows.append(dict(score=form, on=f"{role}, {int(r['cells'])} target{'s' if r['cells'] != 1 else ''} x collection", result=f"Kendall's tau-b with the order after training {_span(r)}{_apart(of)}; {_cost(r)}; best of all forms: {best} {_span(part.loc[best])}{_apart(_only(table, role, best))}",
+                verdict="differs between targets" if _opposed(of, "lo", "hi") else ("holds" if r["top1"] == 1 else "order agrees, first choice does not") if r["lo"] > 0 else "reversed" if r["hi"] < 0 else "not told apart from chance"))
     return rows
 
-def _cross(read: Any) -> list[dict[str, str]]:
-    table = read("claim.csv")
-    return [dict(score=r["form"], on=f"{r['role']}, {int(r['comparisons'])} comparison{'s' if r['comparisons'] != 1 else ''}", result=f"in-family minus cross-family tau-b {_span(r, 'difference', 'difference_lo', 'difference_hi', '+')}; in-family {_span(r, 'in_family', 'in_lo', 'in_hi')}", verdict=r["verdict"])
-        for _, r in table[(table["targets"] == "all targets") & table["form"].isin(["ECI_sem", "ECI_net"])].iterrows()]
+def _cross(read: Any, about: Any) -> list[dict[str, str]]:
+    table, rows = read("claim.csv"), []
+    difference, own = ("difference", "difference_lo", "difference_hi"), ("in_family", "in_lo", "in_hi")
+    for _, r in table[(table["targets"] == "all targets") & table["form"].isin(["ECI_sem", "ECI_net"])].iterrows():
+        of = _only(table, r["role"], r["form"])
+        of = of if len(of) > 1 else of[:0] # one target alone is the mean itself
+        rows.append(dict(score=r["form"], on=f"{r['role']}, {int(r['comparisons'])} comparison{'s' if r['comparisons'] != 1 else ''}",
+            result=f"in-family minus cross-family tau-b {_span(r, *difference, sign='+')}{_apart(of, *difference, sign='+', verdict='verdict')}; in-family {_span(r, *own)}{_apart(of, *own)}", verdict="differs between targets" if _opposed(of, *difference[1:]) else r["verdict"]))
+    return rows
 
-def _ablations(read: Any) -> list[dict[str, str]]:
+def _factor(name: str, part: "pd.DataFrame") -> str:
+    by = part.groupby("verdict", sort=False)["encoder"].apply(list)
+    said = ", ".join(v + (f" ({', '.join(e)})" if len(by) > 1 else "") for v, e in by.items())
+    if part["tau"].isna().all(): return f"{name}: {said}"
+    low = part.loc[part["tau"].idxmin()]
+    return f"{name} {_span(low) if {'lo', 'hi'} <= set(part) else format(low['tau'], '.2f')}" + (f" ({low['encoder']} at {low['at']})" if "at" in part else "") + f": {said}"
+
+def _ablations(read: Any, about: Any) -> list[dict[str, str]]:
     table, rows = read("claims.csv"), []
-    for metric, part in table[table["set"] == "methods"].groupby("metric", sort=False):
-        of = part.groupby("factor", sort=False)["verdict"].apply(list)
-        detail = "; ".join(f"{f}: {', '.join(f'{v} ({e})' for e, v in zip(g['encoder'], g['verdict']))}, lowest tau {g['tau'].min():.2f}" for f, g in part.groupby("factor", sort=False))
-        rows.append(dict(score={"eci_sem": "ECI_sem", "eci_net": "ECI_net"}.get(metric, metric), on=f"docstrings; {', '.join(dict.fromkeys(part['encoder']))}", result=detail, verdict=_summary(sum(all(v == "holds" for v in x) for x in of), len(of))))
-    return rows
+    try: idf = read("claims.csv", "ablations-idf") # the IDF table from other collections, a run of its own
+    except FileNotFoundError: idf = None
+    for (metric, which), part in table.groupby(["metric", "set"], sort=False):
+        factors = list(part.groupby("factor", sort=False))
+        if idf is not None and len(other := idf[(idf["metric"] == metric) & (idf["set"] == which) & (idf["factor"] == "IDF corpus")]): factors.append(("IDF corpus, other collections too", other))
+        # few sources take few orders: the number stands beside the name of the set
+        n = str(part["on"].iloc[0]).rpartition(": ")[2].count(",") + 1 if "on" in part else 0
+        rows.append(dict(score={"eci_sem": "ECI_sem", "eci_net": "ECI_net"}.get(metric, metric), on=f"{about('claims')} ({which}{f': {n} sources' if n else ''}); {', '.join(dict.fromkeys(part['encoder']))}",
+            result=f"lowest tau-b to the default: {'; '.join(_factor(f, g) for f, g in factors)}", verdict=_summary([list(g["verdict"]) for _, g in factors])))
+    return sorted(rows, key=lambda r: r["score"] != "ECI_sem")
 
-def _theory(read: Any) -> list[dict[str, str]]:
-    table = read("theory_verdicts.csv")
-    return [dict(score="", on="docstrings", result=f"{r['claim']}: {r['detail']}", verdict=r["verdict"]) for _, r in table.iterrows() if not any(x in r["claim"] for x in ("tr M", "hardness", "fisher", "gradient"))]
+_RANKS, _BASELINES = " ranks sources by", ("tr M", "mean hardness", "hardness", "fisher", "gradient") # simpler numbers that a score has to beat
+
+def _theory(read: Any, about: Any) -> list[dict[str, str]]:
+    table, rows, on = read("theory_verdicts.csv"), [], about("theory_verdicts")
+    plain = {c.partition(_RANKS)[0]: d for c, d in zip(table["claim"], table["detail"]) if _RANKS in c and c.partition(_RANKS)[0] in _BASELINES}
+    for r in table.to_dict("records"):
+        if r["claim"].partition(_RANKS)[0] not in plain: rows.append(dict(score="", on=on, result=f"{r['claim']}: {r['detail']}", verdict=r["verdict"]))
+    if not plain: return rows
+    def most(detail: str) -> dict[str, str]: # encoder -> tau with its interval after the most steps
+        found: dict[str, tuple[int, str]] = {}
+        for e, steps, span in re.findall(r"(\S+), (\d+): (-?[\d.]+ \[[^\]]*\])", detail): found[e] = max(found.get(e, (-1, "")), (int(steps), span))
+        return {e: span for e, (_, span) in found.items()}
+    own = most(next((d for c, d in zip(table["claim"], table["detail"]) if c.startswith(f"ECI_sem{_RANKS}")), ""))
+    value = lambda span: float(span.split()[0])
+    higher = [n for n, d in plain.items() if own and (m := most(d)) and all(value(m[e]) > value(own[e]) for e in own if e in m)]
+    line = "; ".join(f"{n} {', '.join(f'{e} {x}' for e, x in most(d).items()) or d}" for n, d in plain.items())
+    line += f"; beside ECI_sem {', '.join(f'{e} {x}' for e, x in own.items())}" if own else ""
+    return [*rows, dict(score="", on=on, result=f"baselines, tau-b with the held-out loss decrease after the most adapter steps: {line}", verdict=f"higher than ECI_sem for every encoder: {', '.join(higher)}" if higher else "none is higher than ECI_sem for every encoder")]
 
 _READERS = {1: _ranking, 2: _agreement, 3: _cross, 4: _ablations, 5: _theory}
 
@@ -75,10 +132,11 @@ def verdict_table(
     rows = []
     for number, claim in CLAIMS.items():
         folder = Path(figures) / NOTEBOOKS[number]
-        def read(name: str) -> "pd.DataFrame":
-            if not (folder / name).exists(): raise FileNotFoundError(name)
-            return pd.read_csv(folder / name, keep_default_na=True)
-        try: found = _READERS[number](read)
+        def read(name: str, other: str = "") -> "pd.DataFrame":
+            path = (folder.parent / other if other else folder) / name
+            if not path.exists(): raise FileNotFoundError(name)
+            return pd.read_csv(path, keep_default_na=True)
+        try: found = _READERS[number](read, lambda table: _collection(folder, table))
         except FileNotFoundError: found = []
         except KeyError as e: raise InputError(f"{folder.name}: a table of that folder lacks {e}; run the notebook {NOTEBOOKS[number]} again.") from None
         rows += [dict(claim=f"{number}. {claim}", notebook=NOTEBOOKS[number], **r) for r in found] or [dict(claim=f"{number}. {claim}", notebook=NOTEBOOKS[number], score="", on="", result="", verdict="not run")]

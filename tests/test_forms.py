@@ -116,6 +116,32 @@ def test_pooled_is_the_mean_over_cells_with_a_paired_difference():
     got = fm.pooled([cell(right), cell(gap)], [cell(right), cell(wrong)])
     assert np.isnan(got["tau"]) and np.isnan(got["difference"]) and got["defined"] == 1
 
+def test_pooled_gives_every_statistic_an_interval_from_the_same_draws():
+    names, rng = list("abcd"), np.random.default_rng(3)
+    def cell(value, down, n):
+        s = pd.Series(value, index=names)
+        d = pd.Series(down, index=names)
+        return s, pd.DataFrame(s.to_numpy() + rng.standard_normal((n, 4)), columns=names), d, pd.DataFrame(d.to_numpy() + 0.1 * rng.standard_normal((n, 4)), columns=names), names
+    cells = [cell([3, 2, 1, 0], [0.3, 0.4, 0.2, 0.1], 60), cell([0, 1, 2, 3], [0.3, 0.4, 0.2, 0.1], 50)]
+    got, one = fm.pooled(cells, cells), [fm.agree(*c) for c in cells]
+    for k in ("tau", "spearman", "top1", "regret"): assert got[k] == pytest.approx(np.mean([o[k] for o in one])), k
+    # by hand: row b of one cell goes with row b of the other
+    from scipy.stats import spearmanr
+    rho, lost, top = [], [], []
+    for b in range(50):
+        of = [(a.iloc[b], d.iloc[b]) for _, a, _, d, _ in cells]
+        rho.append(np.mean([spearmanr(a, d).statistic for a, d in of])); lost.append(np.mean([d.max() - d[a.idxmax()] for a, d in of])); top.append(np.mean([d.idxmax() == a.idxmax() for a, d in of]))
+    for k, x in (("spearman", rho), ("regret", lost), ("top1", top)): assert [got[f"{k}_lo"], got[f"{k}_hi"]] == pytest.approx(np.quantile(x, [0.025, 0.975]).tolist()), k
+    assert got["top1_share"] == pytest.approx(np.mean(top)) and got["regret_median"] == pytest.approx(np.median(lost))
+    assert got["difference"] == got["difference_lo"] == got["difference_hi"] == 0.0
+    assert list(got)[:6] == ["tau", "lo", "hi", "top1", "regret", "defined"]
+
+def test_the_regret_of_a_draw_is_biased_upwards():
+    # no source is better than another: every choice is right, and no draw says so
+    value, down = frames(dict.fromkeys("abcd", 1.0), 1.0, n=400, seed=1), frames(dict.fromkeys("abcd", 0.5), 0.1, n=400, seed=2)
+    got = fm.pooled([(*value, *down, list("abcd"))])
+    assert got["regret"] == 0.0 and got["regret_median"] > 0.05 and got["top1"] == 1.0 and got["top1_share"] < 0.4
+
 def test_reachable_taus_are_all_that_permutations_give():
     from itertools import permutations
     from scipy.stats import kendalltau
@@ -156,7 +182,22 @@ def test_the_rule_of_recommendation():
     assert "the rule was frozen for ndcg@10, and this is mrr@10" in fm.recommend(pooled_table(0.1), frozen, CELLS, metric="mrr@10")["text"]
     assert "ECI_sem and ECI_net are not both among the scores" in fm.recommend(pooled_table(0.1).query("form != 'ECI_net'"), frozen, CELLS)["text"]
     said = fm.recommend(pooled_table(0.1), frozen, CELLS, departed={"glove on scifact": ["at most 60 training queries"], "glove on docstrings": ["x"]})
-    assert said["text"].endswith("Targets: glove only. Departures from what was frozen: glove on scifact: at most 60 training queries.") and said["departures"] == ["glove on scifact: at most 60 training queries"]
+    assert said["text"].endswith("Not as frozen (see `departures`): glove on scifact.") and said["departures"] == ["glove on scifact: at most 60 training queries"]
+
+def opposite():
+    "Pooled results of two targets for which ECI_sem points in opposite directions."
+    row = lambda targets, form, t: dict(role="confirmation", targets=targets, form=form, cells=2, tau=t[0], lo=t[1], hi=t[2], top1=0.5, regret=0.01, difference=0.0, difference_lo=-0.1, difference_hi=0.1)
+    return pd.concat([pooled_table(-0.1)] + [pd.DataFrame([row("glove", f, (0.66, 0.02, 0.91)), row("minilm", f, low)]) for f, low in (("ECI_sem", (-1.0, -1.0, -0.33)), ("ECI_net", (-0.2, -0.5, 0.1)), ("minus margin", (0.5, 0.4, 0.6)))], ignore_index=True)
+
+def test_the_recommendation_shows_every_target_by_itself():
+    found = fm.recommend(opposite(), fm.load_frozen(), CELLS)
+    assert "ECI_sem 0.10 [-0.10, 0.30] (glove 0.66 [0.02, 0.91], minilm -1.00 [-1.00, -0.33]; the targets differ)" in found["text"]
+    assert "ECI_net 0.50 [0.30, 0.70] (glove 0.66 [0.02, 0.91], minilm -0.20 [-0.50, 0.10])," in found["text"] # one interval holds 0
+    assert "Highest of all forms: minus margin 0.60 [0.40, 0.80] (glove 0.66 [0.02, 0.91], minilm 0.50 [0.40, 0.60])." in found["text"] and len(found["text"]) < 600
+    assert found["evidence"]["ECI_sem"]["targets"] == dict(glove=dict(tau=0.66, lo=0.02, hi=0.91), minilm=dict(tau=-1.0, lo=-1.0, hi=-0.33))
+    json.dumps(found, allow_nan=False)
+    new = fm.recommend(opposite().assign(regret_lo=0.001, regret_hi=0.02), fm.load_frozen(), CELLS)["evidence"]["ECI_net"]
+    assert new["regret_lo"] == 0.001 and "spearman" not in new # what an older table lacks is left out
 
 def test_departures_from_the_frozen_file_are_named():
     frozen = fm.load_frozen()
@@ -166,6 +207,101 @@ def test_departures_from_the_frozen_file_are_named():
     found = fm.departures(frozen, asis | dict(methods=["bm25", "dense", "random"], depths=[1, 20, 100], recipe=recipe | dict(epochs=1), train_queries=3000), "medquad")
     assert found == ["without the method minilm", "without the depths 5, 50", "with depth 100 besides", "epochs 1 instead of 3", "at most 3,000 training queries"]
     assert "no recipe was frozen for this target" in fm.departures(frozen, asis | dict(encoder="smollm2"), "docstrings")
+
+def test_what_was_tested_on_and_how_long_is_compared_too(root):
+    frozen = fm.load_frozen()
+    of = lambda name: json.loads((root / f"figures/transfer/{name}/transfer.run.json").read_text(encoding="utf-8"))["meta"]["parameters"]
+    p = of("minilm-scifact")
+    assert fm.departures(frozen, p, "scifact") == ["without the method glove", "without the depths 5, 50", "tested on 3 of 6 collections (not nfcorpus-processed, xquad-en, msmarco-dl19-5k)", "texts cut at 128 tokens in evaluation"]
+    assert fm.departures(frozen, of("glove-scifact"), "scifact") == [] and fm.departures(frozen, of("glove-docstrings"), "docstrings") == []
+    # names in place of folders, and a collection besides
+    assert "tested on medquad besides" in fm.departures(frozen, p | dict(datasets=[*frozen.content["collections"]["tested_on"], "medquad"]), "scifact")
+    assert fm.departures(frozen, of("glove-scifact") | dict(test_queries=60, test_split="dev"), "scifact") == ["tested on the split dev", "at most 60 test queries a collection"]
+    assert fm.departures(frozen, of("glove-scifact"), "nfcorpus") == ["nfcorpus is not among the frozen collections"]
+    assert "precision bfloat16 instead of float32" in fm.departures(frozen, of("minilm-docstrings"), "docstrings")
+
+def test_a_frozen_list_may_be_words():
+    frozen = fm.load_frozen()
+    words = fm.replace(frozen, content=frozen.content | dict(collections=dict(development="docstrings", confirmation="medquad, scifact", tested_on=["scifact", "cacm where it is given"])))
+    p = dict(encoder="glove", methods=["bm25", "dense", "minilm", "random"], depths=[1, 5, 20, 50], recipe=frozen.content["recipes"]["glove"], datasets=["../shared/data/scifact", "../shared/data/cacm"])
+    assert fm.departures(words, p, "scifact") == []
+    assert fm.departures(words, p | dict(datasets=["x/scifact"]), "scifact") == ["tested on 1 of 2 collections (not cacm)"]
+
+def test_fewer_scored_queries_than_frozen_are_named():
+    frozen = fm.load_frozen()
+    p = dict(encoder="glove", methods=["bm25", "dense", "minilm", "random"], depths=[1, 5, 20, 50], recipe=frozen.content["recipes"]["glove"])
+    assert fm.most_scored(frozen) == 1000 and fm.most_scored(fm.replace(frozen, content={})) is None
+    assert fm.departures(frozen, p, "scifact", limit=1000) == [] and fm.departures(frozen, p, "scifact", limit=300) == ["at most 300 queries scored instead of at most 1,000"]
+    assert fm.departures(frozen, p, "scifact", limit=0) == ["all queries scored instead of at most 1,000"]
+
+# --- the first look
+
+@pytest.mark.parametrize("first, here, lo, hi, verdict", [
+    (0.72, -0.01, -0.30, 0.16, "refuted: more than 0.5 apart"), # the sign alone would not say so
+    (-0.03, 0.38, 0.21, 0.58, "differs"), # another sign, but of what is hardly anything
+    (0.52, 0.47, -0.07, 0.60, "reproduced"), (-0.29, 0.07, -0.33, 0.20, "reproduced"), (0.71, 0.47, 0.07, 0.47, "differs"),
+    (0.25, -0.21, -0.24, -0.1, "refuted: the sign differs"), (0.25, -0.2, -0.24, -0.1, "differs"), (0.333, 1 / 3, 0.335, 0.4, "reproduced"), (0.5, np.nan, np.nan, np.nan, "not defined")])
+def test_reproduced_refuted_or_neither(first, here, lo, hi, verdict): assert fm.first_look_verdict(first, here, lo, hi) == verdict
+
+def test_the_first_looks_training_is_compared_by_level_gain_and_order():
+    down, draws = frames({"none": 0.20, "random": 0.23, "dense@1": 0.22, "bm25@1": 0.19, "llm": 0.1}, 0.001, n=200)
+    t = fm.first_look_downstream({"zero-shot": None, "none": 0.15, "random": 0.151, "dense@1": 0.17, "bm25@1": 0.14, "glove@1": 0.16}, down, draws).set_index("source")
+    assert list(t.index) == ["none", "random", "dense@1", "bm25@1", "glove@1"] and set(t["inside"]) == {"no", "not trained here"}
+    assert t.loc["glove@1", "inside"] == "not trained here" and np.isnan(t.loc["glove@1", "here"]) and t.loc["glove@1", "first_gain"] == pytest.approx(0.01)
+    # other test queries: no level is inside, and two of the three gains are
+    assert t["gain_inside"].to_dict() == {"none": "", "random": "no", "dense@1": "yes", "bm25@1": "yes", "glove@1": ""}
+    # dense, random, none, bm25 then; random, dense, none, bm25 here: one of six pairs
+    assert set(t["order_tau"].round(6)) == {round(4 / 6, 6)} and set(t["order_sources"]) == {4} and (t["order_lo"] <= t["order_tau"]).all()
+    inside = fm.first_look_downstream({"none": 0.2, "random": 0.2304}, *frames({"none": 0.2, "random": 0.23})).set_index("source")
+    assert set(inside["inside"]) == {"yes"} # half of the last digit
+    assert fm.first_look_downstream({"x": 0.1}, down, draws)["order_tau"].isna().all()
+
+def test_a_headline_is_a_difference_of_groups():
+    down, draws = frames({"none": 0.20, "random": 0.23, "dense@1": 0.22, "bm25@1": 0.18}, 0.001, n=200)
+    assert fm.headline(down, draws, ["none"], ["bm25@1"])["verdict"] == "reproduced" and fm.headline(down, draws, ["dense@1"], ["random"])["verdict"] == "refuted"
+    got = fm.headline(down, draws, ["none"], ["bm25@1", "dense@1"])
+    assert got["verdict"] == "not reproduced" and got["difference"] == pytest.approx(0) and got["lo"] < 0 < got["hi"]
+    assert fm.headline(down, draws, ["dense@1"], [])["verdict"] == "not trained here"
+    # a tie while the correlation is refuted is no headline any more; what is ahead stays ahead
+    refuted = "refuted: more than 0.5 apart"
+    assert fm.headline(down, draws, ["none"], ["bm25@1", "dense@1"], refuted)["verdict"] == "refuted" and fm.headline(down, draws, ["none"], ["bm25@1"], refuted)["verdict"] == "reproduced"
+
+# --- what the notebooks say of two opposite targets
+
+def cell_of(root, notebook, marker):
+    cells = json.loads((root / f"nbs/experiments/{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return next("".join(c["source"]) for c in cells if c["cell_type"] == "code" and marker in "".join(c["source"]))
+
+def two_targets():
+    "Two targets with the order a, b, c, d after training; the one is foreseen, of the other the reverse."
+    down = frames(dict(a=4.0, b=3.0, c=2.0, d=1.0), 0.01)
+    return list("abcd"), down, {"glove": frames(dict(a=4.0, b=3.0, c=2.0, d=1.0), 0.01, seed=1), "minilm": frames(dict(a=1.0, b=2.0, c=3.0, d=4.0), 0.01, seed=2)}
+
+def test_agreement_shows_two_opposite_targets_apart(root):
+    names, down, of = two_targets()
+    cell = lambda t: (*of[t], *down, names)
+    together, shown = pd.DataFrame([dict(role="confirmation", targets=g, form=f, cells=len(ts), **fm.pooled([cell(t) for t in ts], [cell(t) for t in ts])) for f in ("ECI_sem", "minus margin") for g, ts in (("all targets", ["glove", "minilm"]), ("glove", ["glove"]), ("minilm", ["minilm"]))]), []
+    source = cell_of(root, "agreement", "by_target = ")
+    exec(source[source.index("span = "):], dict(together=together, pd=pd, display=shown.append))
+    taus = shown[0].loc[("confirmation", "ECI_sem")]
+    assert taus.to_dict() == {"all targets": "0.00 [0.00, 0.00]", "glove": "1.00 [1.00, 1.00]", "minilm": "-1.00 [-1.00, -1.00]", "targets": "differ"}
+    assert len(shown) == 4 and shown[3].loc[("confirmation", "ECI_sem"), "regret, minilm"].startswith("300.00 [") and list(shown[1].columns) == ["Spearman, all targets", "Spearman, glove", "Spearman, minilm"]
+
+def test_cross_family_says_that_two_targets_differ(root):
+    from types import SimpleNamespace as S
+    names, down, of = two_targets()
+    # the own family is right for the one and wrong for the other; the foreign scorer the other way round
+    score = lambda x: S(values=lambda f: x[0], draws={"ECI_sem": x[1]})
+    scored = {(("scifact", t), e): score(of["glove" if (t == "glove") == (e == t) else "minilm"]) for t in of for e in of}
+    at = dict(scored=scored, singles={("scifact", t): names for t in of}, down={("scifact", t): down for t in of}, scorers=list(of), forms=["ECI_sem"], development=["docstrings"], pooled=fm.pooled, pd=pd)
+    exec(cell_of(root, "cross_family", "differs between targets"), at)
+    claim = at["claim"].set_index("targets")["verdict"]
+    assert claim.to_dict() == {"all targets": "differs between targets", "glove": "holds", "minilm": "reversed"}
+
+def test_the_notebooks_name_departures_and_few_queries(root):
+    for notebook in ("agreement", "cross_family"):
+        text = cell_of(root, notebook, "departures(frozen, p |")
+        assert "limit=score_queries" in text and 'datasets=sorted(table["dataset"].unique())' in text and "most_scored(frozen)" in text
 
 def test_the_recommendation_that_ships_is_that_of_the_committed_run(root):
     from eci_sem.rank import recommendation
