@@ -275,7 +275,9 @@ class Fit(NamedTuple):
     def worst(self) -> float: return float(np.abs(self.residuals).max())
     def doubtful(self,
         limit: float = DOUBT, # Residual above which it is
-    ) -> bool: return max(self.worst, abs(self.held_out) if math.isfinite(self.held_out) else 0.0) > limit
+    ) -> bool:
+        "Is it off by more than the limit at any size, the one held out included? [ours]"
+        return max(self.worst, abs(self.held_out) if math.isfinite(self.held_out) else 0.0) > limit
     def predict(self,
         sizes: Mapping[str, float], # The sizes that the terms name
         alpha: float = 0.05, # 1 - coverage
