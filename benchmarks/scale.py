@@ -2,7 +2,7 @@
 
 map        1,000,000 triples at d = 768 scored from a memory map of float32: at most 3 times as long as numpy's float64 R.T @ R of the same
            rows in the same run, with at most 500 MB of memory beside the map, and the same result as plain numpy. On a GPU the pass takes
-           at most twice the time that reading the embeddings once takes.
+           at most twice the time that reading the embeddings once takes; where there is none, the claim stands as not applicable.
 bootstrap  1,000 resamples of 100,000 queries at d = 768, in 256 blocks, exact: at most 60 seconds, and at least 20 times faster than
            multiplying all rows anew for each resample, which gives the same scores within 1e-9.
 dense      the nearest of 1,000,000 passages to 1,000 queries: at most 500 MB beside the texts, at most twice as long as blocked numpy
@@ -225,7 +225,8 @@ def bench_map(a: argparse.Namespace) -> None:
     claim("scoring from a memory map, times numpy's float64 R.T @ R", ours / base, LIMITS["ratio"], f"{a.triples:,} triples, d = {a.dim}, a map of {r['gb']:.1f} GB: {ours:.1f} s against {base:.1f} s; reading alone {r['read']:.1f} s; equal to plain numpy within {r['off']:.0e}")
     claim("scoring from a memory map, memory beside it in MB", r["extra"], LIMITS["memory"], f"peak of what the process has for itself, map of {r['gb']:.1f} GB")
     if g := r.get("gpu"): claim("scoring on a GPU, times reading the embeddings once", g["seconds"] / g["read"], LIMITS["gpu"], f"{g['name']}: {g['seconds']:.1f} s against {g['read']:.1f} s; equal to the processor's within {g['off']:.0e}")
-    else: print("      scoring on a GPU: not applicable here: no GPU", flush=True)
+    else: # the guide shows the line, without a number
+        CLAIMS.append(one_claim("scoring on a GPU, times reading the embeddings once", float("nan"), LIMITS["gpu"], True, "not measured", unless="no GPU that torch can use") | dict(value=None))
 
 def bench_bootstrap(a: argparse.Namespace) -> None:
     if not (r := child("bootstrap", queries=a.queries, dim=a.dim, blocks=a.blocks, resamples=a.resamples)): return

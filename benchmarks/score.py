@@ -132,7 +132,7 @@ def bench_warm(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> int:
     parts = dict(score=bench_score, overlap=bench_overlap, warm=bench_warm)
-    parser = options(__doc__, parts, triples=(100_000, "triples to score and to compare"), dim=(768, "dimension of the embeddings"), queries=(600, "scoring queries of the warm ranking"), runs=(3, "runs of each measurement, the best of which counts"))
+    parser = options(__doc__, parts, triples=(100_000, "triples to score and to compare"), dim=(768, "dimension of the embeddings"), queries=(300, "scoring queries of the warm ranking"), runs=(3, "runs of each measurement, the best of which counts"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child: print(json.dumps(score_child(*json.loads(args.child)))); return 0

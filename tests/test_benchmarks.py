@@ -50,7 +50,29 @@ def test_a_script_that_breaks_is_told(root, tmp_path):
 
 def test_what_stood_before_gives_the_same(root, tmp_path):
     "The changed code beside the code as it was, in small: equal results are asserted by the script; how long each took is not looked at."
-    for part in ("cache", "bootstrap"):
-        out = subprocess.run([sys.executable, root / "benchmarks/before_after.py", "--only", part, "--vectors", "500", "--queries", "60", "--dim", "12", "--blocks", "12", "--resamples", "5", "--runs", "1", "--json", tmp_path / "r.json"], capture_output=True, text=True)
+    for part in ("encode", "cache", "bootstrap"):
+        out = subprocess.run([sys.executable, root / "benchmarks/before_after.py", "--only", part, "--texts", "3", "--vectors", "500", "--reads", "5", "--queries", "60", "--dim", "12", "--blocks", "12", "--resamples", "5", "--runs", "1", "--json", tmp_path / "r.json"], capture_output=True, text=True)
         assert out.returncode in (0, 1) and "equal results" in out.stdout, out.stdout + out.stderr
-        assert json.loads((tmp_path / "r.json").read_text())["profile"][0]["part"] == part
+        report = json.loads((tmp_path / "r.json").read_text())
+        found, steps = report["profile"][0], {(s["of"], s["step"]): s["seconds"] for s in report["steps"]}
+        assert found["part"] == part and found["turns"] == (5 if part == "cache" else 1) and report["claims"][0]["value"] == found["gain_lower"] <= found["gain"] and "lower end of" in report["claims"][0]["what"]
+        if part == "encode":
+            assert "plain" not in steps and {of for of, _ in steps} == {"before", "after"}
+            for of in ("before", "after"): # a transformer multiplies matrices, and no kind of operator is made up by subtraction
+                assert steps[of, "matrix products"] > 0 and steps[of, "attention"] > 0 and steps[of, "norms and activations"] > 0 and steps[of, "other operators"] < 0.3 * steps[of, "matrix products"]
+
+
+def test_a_gain_within_noise_is_none(root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    from before_after import lower_end
+    assert lower_end([3.0]) == 3 and lower_end([1.1, 0.9, 1.2]) == 0.9 and lower_end([1.0, 2, 3, 4, 5]) == 1
+    assert lower_end([9.0, 1, 2, 3, 4, 5, 6, 7, 8]) == 2 # 10 of 512 outcomes put the median below it
+    assert lower_end([1.09 + 0.2 * (-1)**k for k in range(9)]) < 1 < lower_end([1.09 + 0.02 * (-1)**k for k in range(9)])
+
+
+def test_the_line_about_a_gpu_is_there_without_one(root, tmp_path):
+    import torch
+    out = subprocess.run([sys.executable, root / "benchmarks/scale.py", "--small", "--triples", "2000", "--only", "map", "--folder", tmp_path, "--json", tmp_path / "r.json"], capture_output=True, text=True)
+    claims = {c["name"]: c for c in json.loads((tmp_path / "r.json").read_text(), parse_constant=lambda x: pytest.fail(f"{x} is no JSON"))["claims"]}
+    found = claims["scoring on a GPU, times reading the embeddings once"]
+    if not torch.cuda.is_available(): assert found["passed"] is None and found["value"] is None and found["what"].startswith("not applicable here: no GPU"), out.stdout
