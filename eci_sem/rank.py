@@ -417,7 +417,7 @@ def _on(engine: str, address: str | None, encoder: Any) -> Iterator[Any]:
     "The encoder, or its stand-in whose texts are encoded on a cluster."
     if engine == "local":
         if isinstance(encoder, (str, Path)): yield import_module("eci_sem.encoders").load_encoder(encoder); return
-        yield encoder if hasattr(encoder, "encode_queries") or not callable(encoder) else encoder(); return
+        yield encoder() if isinstance(encoder, type) or callable(encoder) and not hasattr(encoder, "encode_queries") else encoder; return
     with import_module("eci_sem.cluster").cluster_encoder(encoder, address) as remote: yield remote # a module that stands above this one
 
 def rank_sources(
