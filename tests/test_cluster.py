@@ -491,6 +491,11 @@ class Pieces(Digests):
     def tokenize(self, texts): return [[t[i:i + 3] for i in range(0, len(t), 3)] for t in texts]
 
 
+def test_without_a_cluster_a_function_or_class_makes_the_encoder_here():
+    found = [rank_sources(some_triples(), e, control=None, resamples=20).table["value"].tolist() for e in (Digests(), Digests, lambda: Digests())]
+    assert found[0] == found[1] == found[2]
+
+
 def test_word_pieces_are_those_of_the_encoder_on_the_cluster(ray):
     t = some_triples(120)
     local, there = (rank_sources(t, e, control=None, resamples=20, tokenizer="wordpiece", **engine) for e, engine in ((Pieces(), {}), (Pieces, dict(engine="ray"))))
