@@ -33,6 +33,7 @@ _RANK_EXAMPLES = """examples:
   eci-sem rank triples.jsonl --encoder glove --explain --examples 3
   eci-sem rank ten-million-rows.parquet --encoder minilm --stream
   eci-sem rank triples.parquet --encoder minilm --engine ray --address auto
+  eci-sem rank 'shards/*.parquet' --encoder minilm --stream --engine ray --address auto
 
 factors for --config: consistency = sigmoid | calibrated | step | none, locality = margin | cosine | none, product = a*l | fisher | gradient,
 overlap = query | positive | jaccard | none, residual = tangent | difference | unit, space = raw | centred"""
@@ -163,11 +164,11 @@ def make_parser() -> argparse.ArgumentParser:
     p = command("rank", "rank the sources in a file of triples", _RANK, _RANK_EXAMPLES)
     p.add_argument("files", nargs="+", metavar="FILE", help="triples, in a format that is known by its content")
     p.add_argument("--encoder", required=True, metavar="NAME", help="the encoder to be trained: minilm, smollm2, glove, a folder, or a hub name")
-    p.add_argument("--device", default="cpu", help="where to encode: cpu, cuda, ... (default: cpu)")
+    p.add_argument("--device", metavar="NAME", help="where to encode: cpu, cuda, ... (default: cpu; with --engine ray: cuda where the cluster has GPUs)")
     p.add_argument("--dtype", default="float32", metavar="NAME", help="number format: float32, bfloat16, or fast: bfloat16 where the machine multiplies matrices of it faster, else float32 (default: float32)")
     p.add_argument("--collection", metavar="NAME", help="where the triples come from: its judgments show false negatives, its corpus gives the IDF (default: the triples alone)")
     p.add_argument("--tokenizer", default="word", help="for the lexical overlap: word, stem or wordpiece (default: word)")
-    p.add_argument("--stream", action="store_true", help="hold a batch of the triples at a time, for files of millions of rows: ECI_sem of the sources as they are, with intervals from blocks of queries; no hybrids, no ECI_net")
+    p.add_argument("--stream", action="store_true", help="hold a batch of the triples at a time, for files of millions of rows: ECI_sem of the sources as they are, with intervals from blocks of queries; no hybrids, no ECI_net. With --engine ray the files are shards that the workers read")
     p.add_argument("--tau", metavar="X", help="temperature, in units of cosine similarity (default: 0.05)")
     p.add_argument("--gain", metavar="X", help="factor of the information matrix: a number, d or 1/tau^2 (default: 1)")
     p.add_argument("--config", action="append", default=[], metavar="KEY=VALUE", help="another form of a factor, see below; may be repeated")
@@ -306,16 +307,24 @@ def _read(files: Sequence[str], **options: object):
         parts.append(part if name is None else part.rename(source=DEFAULT_SOURCE, to=name))
     return parts[0] if len(parts) == 1 else Triples.concat(parts)
 
+def _encoder(args: argparse.Namespace) -> Callable[[], object]:
+    "What loads the encoder: here, or in the actors of a cluster, which choose the device when none is given."
+    from functools import partial
+    from eci_sem.encoders import load_encoder
+    device = args.device or ("cpu" if args.engine == "local" else None)
+    return partial(load_encoder, args.encoder, dtype=args.dtype, **({"device": device} if device else {}))
+
 def _rank_stream(args: argparse.Namespace, out: Path | None) -> int:
     for flag, given in (("--explain", args.explain), ("--examples", args.examples)):
         if given: raise InputError(f"{flag} needs the triples, which --stream does not hold: leave out one of the two.")
-    if args.engine != "local": raise InputError(f"--stream walks over the file on this machine, and --engine {args.engine} encodes on a cluster: leave out one of the two (eci_sem.cluster.score_cluster walks over shards on a cluster).")
-    config = _config(args.config, args.tau, args.gain)
-    from eci_sem.encoders import load_encoder
-    from eci_sem.ranked_stream import rank_files
-    collection = named_collection(args.collection) if args.collection else None
-    def encoder(): return load_encoder(args.encoder, device=args.device, dtype=args.dtype)
-    with _as_options(): ranking = rank_files(args.files, encoder, config, collection=collection, tokenizer=args.tokenizer, reading=_reading(args), resamples=args.resamples, seed=args.seed)
+    config, encoder = _config(args.config, args.tau, args.gain), _encoder(args)
+    options = dict(collection=named_collection(args.collection) if args.collection else None, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed)
+    if args.engine == "local":
+        from eci_sem.ranked_stream import rank_files
+        with _as_options(): ranking = rank_files(args.files, encoder, config, reading=_reading(args), **options)
+    else:
+        from eci_sem.cluster import rank_cluster
+        with _as_options(): ranking = rank_cluster(args.files, encoder, config, address=args.address, **options, **_reading(args))
     return _ranked(args, out, ranking)
 
 def _ranked(args: argparse.Namespace, out: Path | None, ranking: object, *more: object, **data: list[dict]) -> int:
@@ -330,9 +339,8 @@ def _rank(args: argparse.Namespace) -> int:
     check_engine(args.engine, args.address, "--")
     if args.stream: return _rank_stream(args, out)
     config, triples = _config(args.config, args.tau, args.gain), _read(args.files, **_reading(args))
-    from eci_sem.encoders import load_encoder
     from eci_sem.rank import rank_sources
-    encoder = load_encoder(args.encoder, device=args.device, dtype=args.dtype)
+    encoder = _encoder(args) if args.engine != "local" else _encoder(args)()
     collection = named_collection(args.collection) if args.collection else None
     ranking = rank_sources(triples, encoder, collection=collection, config=config, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed, engine=args.engine, address=args.address)
     alone = args.explain and len(ranking.table) < 2

@@ -8,6 +8,7 @@ __all__ = ['FORMATS', 'Rejected', 'Format', 'formats_table', 'recognise', 'scan_
 
 # %% ../nbs/01a_formats.ipynb #096a194c
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -70,10 +71,17 @@ class _Found:
     names: tuple[str, ...] = () # Columns, or keys of the first row
     files: tuple[Path, ...] = () # Of a data set's folder
 
+def _absurd(e: MemoryError) -> bool:
+    "Was more asked for at once than the whole machine has? Then a damaged file claims it."
+    asked = re.search(r"alloc of size (\d+) failed", str(e))
+    return asked is not None and int(asked[1]) > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
 @contextmanager
 def _arrow_errors(path: Path, kind: str = "Parquet file") -> Iterator[None]:
     try: yield
-    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError, OverflowError) as e: raise InputError(f"{path}: not a readable {kind} ({(str(e) or type(e).__name__).splitlines()[0]}); write it again or fetch it again.") from None
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError, OverflowError) as e:
+        if isinstance(e, MemoryError) and not _absurd(e): raise MemoryError(f"{path}: there was no memory left to read it with ({(str(e) or type(e).__name__).splitlines()[0]}); give a smaller batch, or end what else takes memory. The file may be sound.") from e
+        raise InputError(f"{path}: not a readable {kind} ({(str(e) or type(e).__name__).splitlines()[0]}); write it again or fetch it again.") from None
 
 def _unique(names: Iterable[str], where: str) -> tuple[str, ...]:
     names = tuple(names)

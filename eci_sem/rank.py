@@ -415,12 +415,14 @@ def _check_arguments(triples: Any, collection: Any, control: Any, config: Any, m
 @contextmanager
 def _on(engine: str, address: str | None, encoder: Any) -> Iterator[Any]:
     "The encoder, or its stand-in whose texts are encoded on a cluster."
-    if engine == "local": yield encoder; return
+    if engine == "local":
+        if isinstance(encoder, (str, Path)): yield import_module("eci_sem.encoders").load_encoder(encoder); return
+        yield encoder() if isinstance(encoder, type) or callable(encoder) and not hasattr(encoder, "encode_queries") else encoder; return
     with import_module("eci_sem.cluster").cluster_encoder(encoder, address) as remote: yield remote # a module that stands above this one
 
 def rank_sources(
     triples: Triples, # All sources in one table
-    encoder: Any, # The frozen target encoder: an Encoder, or a name for `load_encoder`
+    encoder: Any, # The frozen target encoder: an Encoder, a name for `load_encoder`, or a function that makes one; with engine "ray" a name or function is followed in the actors, which choose the device
     *,
     collection: Collection | None = None, # Says what is relevant, and is the IDF corpus; None: the triples' own positives
     hybrids: str | Sequence[Sequence[str]] | None = "pairs", # "pairs": balanced pools of every two sources but the control; a list such as [("bm25", "llm")]; or None
@@ -458,14 +460,12 @@ def rank_sources(
     plan = _plan(triples, collection, hybrids, control, equal_counts)
     t, names = plan.triples, list(plan.rows)
     lap("check")
-    if isinstance(encoder, (str, Path)):
-        from eci_sem.encoders import load_encoder
-        encoder = load_encoder(encoder)
-    if isinstance(tokenizer, str): tokenizer = get_tokenizer(tokenizer, encoder=encoder)
-    if idf is None: idf = IDF.fit(list(collection.corpus.values()) if collection is not None else sorted(set(t.texts("positive"))), tokenizer)
-    overlap = lexical_residuality(t, idf, tokenizer, form=config.overlap)
-    lap("overlap")
-    with _on(engine, address, encoder) as at: scorer = _Scorer(plan, at, collection, config, np.asarray(overlap.rho), net, prior, generated_prior, penalty, seed, progress)
+    with _on(engine, address, encoder) as encoder:
+        if isinstance(tokenizer, str): tokenizer = get_tokenizer(tokenizer, encoder=encoder)
+        if idf is None: idf = IDF.fit(list(collection.corpus.values()) if collection is not None else sorted(set(t.texts("positive"))), tokenizer)
+        overlap = lexical_residuality(t, idf, tokenizer, form=config.overlap)
+        lap("overlap")
+        scorer = _Scorer(plan, encoder, collection, config, np.asarray(overlap.rho), net, prior, generated_prior, penalty, seed, progress)
     lap("embeddings")
     table, spectra = _estimates(plan, scorer, net, progress)
     singles = np.concatenate([rows for name, rows in plan.rows.items() if name not in plan.parts])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .bootstrap import BLOCKS, correct_draws, resample_counts
-from .checks import _isin, _Lengths, _Unique, check_file
+from .checks import FileReport, _isin, _Lengths, _Unique, check_file
 from .collection import Collection, InputError
 from .encoders import Encoder
 from .formats import _FileSources
@@ -48,6 +48,32 @@ def _covered(batches: Callable[[], Iterable[Triples]], seed: int) -> tuple[dict[
         keys, (names, (source,)) = query_keys(t, seed), t.distinct("source")
         for k, s in enumerate(names): found[s].add(keys[source == k])
     return {s: u.merge() for s, u in found.items()}, dropped
+
+def _common(covered: dict[str, np.ndarray], control: str | None) -> tuple[list[str], np.ndarray, bool]: # (the sources, sorted keys of the queries that each of them covers, are these all)
+    names = sorted(covered)
+    if not names: raise InputError("the stream holds no triples: at least 2 queries are needed.")
+    if control not in (None, "random", *names): raise InputError(f"unknown control {control!r}; the sources are {', '.join(names)}.")
+    common = covered[names[0]]
+    for s in names[1:]: common = common[_isin(common, covered[s])]
+    if len(common) < 2: raise InputError(f"{len(common)} {'query is' if len(common) == 1 else 'queries are'} covered by every source, expected at least 2 (queries of each: {', '.join(f'{s}: {len(covered[s]):,}' for s in names)}). Rank the sources that share queries.")
+    return names, common, all(len(covered[s]) == len(common) for s in names)
+
+class _Shared: # walks over the rows of common queries, and counts what is left out and the words of the negatives
+    def __init__(self, common: np.ndarray, whole: bool, seed: int, units: int):
+        self.common, self.whole, self.seed, self.units = common, whole, seed, units
+        self.words, self.left_out = defaultdict(_Lengths), defaultdict(int)
+    def block(self, t: Triples) -> np.ndarray: return np.searchsorted(self.common, query_keys(t, self.seed)) % self.units
+    def rows(self, batches: Iterable[Triples], last: bool = False) -> Iterator[Triples]:
+        for t in batches:
+            if not len(t): continue
+            rows = np.arange(len(t)) if self.whole else np.flatnonzero(_isin(query_keys(t, self.seed), self.common))
+            part = t if len(rows) == len(t) else t.take(rows)
+            if last:
+                for s, n in zip(*np.unique(np.delete(t.column("source"), rows), return_counts=True)): self.left_out[str(s)] += int(n)
+                texts, (code,) = part.distinct("negative")
+                count, (found, (source,)) = np.fromiter((len(x.split()) for x in texts), np.int64, len(texts))[code], part.distinct("source")
+                for k, s in enumerate(found): self.words[s].add(count[source == k])
+            if len(part): yield part
 
 def _number_of_blocks(blocks: int | None, sources: int, dim: int, queries: int, memory: int) -> int:
     each = sources * dim * (dim + 1) * 4
@@ -83,6 +109,36 @@ def _checked(config: ECIConfig | None, **options: Any) -> ECIConfig:
     if not 0 < (alpha := options.get("alpha", 0.05)) < 1: raise InputError(f"alpha is {alpha!r}, expected a number between 0 and 1, e.g. 0.05.")
     return config
 
+def _ranking(names: list[str], sums: dict[str, Accumulator], words: dict[str, _Lengths], left_out: dict[str, int], dropped: dict[str, dict[str, int]], queries: int,
+    encoder: Any, config: ECIConfig, tokenizer: Tokenizer, idf: IDF | None, control: str | None, resamples: int | None, seed: int, alpha: float) -> StreamRanking:
+    "What the walks found, as a table."
+    import pandas as pd
+    from importlib.metadata import version
+    kinds = {s: "control" if s == control else "hybrid" if "+" in s and set(s.split("+")) <= set(names) else "source" for s in names}
+    table, spectra = {}, []
+    for s in names:
+        x = sums[s].result()
+        table[s] = dict(kind=kinds[s], n=x.n, queries=queries, value=x.value, mean_of_parts=np.nan, per_dim=x.per_dim, trace=x.trace, diversity_loss=x.diversity_loss, effective_rank=x.effective_rank, **x.factor_means)
+        spectra.append(pd.DataFrame(dict(source=s, k=np.arange(1, len(x.spectrum) + 1), eigenvalue=x.spectrum)))
+    table = pd.DataFrame.from_dict(table, orient="index").rename_axis("source")
+    gain = config.gain_for(encoder.dim)
+    if resamples is None: resamples = _enough(len(names), alpha)
+    columns, pairs, draws = compare_sums({s: sums[s] for s in names}, table["value"].to_numpy(), kinds, resamples, seed, alpha)
+    for c, x in columns.items(): table[c] = x
+    table = _arranged(table, ["eci_sem"], list(columns), "eci_sem")
+    mean_words = lambda of: float((np.arange(len(of.counts)) * of.counts).sum() / of.counts.sum())
+    lengths = pd.DataFrame([dict(source=s, **{f"q{q:02d}": words[s].quantile(q / 100) for q in (5, 25, 50, 75, 95)}, mean=mean_words(words[s]), n=int(words[s].counts.sum())) for s in table.index]).set_index("source")
+    dropped = _merge_dropped(dropped, {s: {"query not covered by every source": n} for s, n in left_out.items() if n})
+    dropped = pd.DataFrame([dict(source=s, reason=why, rows=n) for s, reasons in sorted(dropped.items()) for why, n in reasons.items() if n], columns=["source", "reason", "rows"])
+    factors = pd.DataFrame(columns=["source", "query_id", "positive_id", "negative_id", "margin", "a", "l", "rho", "w", "hardness", "r2"])
+    provenance = dict(encoder=dict(getattr(encoder, "info", {}), name=getattr(encoder, "name", type(encoder).__name__), fingerprint=getattr(encoder, "fingerprint", None), dim=encoder.dim), queries=queries, config=asdict(config), gain=gain,
+        tokenizer=dict(name=getattr(tokenizer, "name", None), fingerprint=getattr(tokenizer, "fingerprint", None)), idf=dict(fingerprint=getattr(idf, "fingerprint", None), documents=getattr(idf, "documents", None)), empty_queries=None, hybrids=[], control=control, metrics=["eci_sem"], order="eci_sem", recommendation=(found := recommendation()) and found["text"].replace("**", ""), net=None,
+        resamples=resamples, units=(units := sums[names[0]].blocks), block_bytes=len(names) * units * encoder.dim * (encoder.dim + 1) * 4, seed=seed, alpha=alpha, interval="percentile" if gain <= 1 else "basic", versions=dict(python=sys.version.split()[0], **{p: version(p) for p in ("eci_sem", "numpy", "scipy", "pandas", "pyarrow")}))
+    pairs = pairs.assign(metric="eci_sem")[["metric", "family", "a", "b", "difference", "lo", "hi", "p", "p_holm", "significant"]]
+    ranking = StreamRanking(table, pairs, {"eci_sem": pd.DataFrame(draws, columns=names)}, dropped, lengths, factors, pd.concat(spectra, ignore_index=True), provenance)
+    ranking.notes = _notes(ranking)
+    return ranking
+
 def rank_stream(
     batches: Callable[[], Iterable[Triples]], # Starts a walk over the triples: `report.clean_batches`, or lambda: scan_triples(path)
     encoder: Encoder, # Frozen target encoder
@@ -100,63 +156,31 @@ def rank_stream(
     keep: int = 1 << 28, # Bytes of vectors that are kept
 ) -> StreamRanking: # Prints as a table
     "Rank the sources of a stream by ECI_sem with paired intervals, in bounded memory: three walks. Raises `InputError`. [paper: ECI_sem; ours: the statistics]"
-    import pandas as pd
-    from importlib.metadata import version
     if not callable(batches): raise InputError(f"batches is {type(batches).__name__}, expected a function that starts a walk, e.g. lambda: scan_triples(path), because the triples are walked over three times.")
     config = _checked(config, resamples=resamples, blocks=blocks, seed=seed, memory=memory, keep=keep, alpha=alpha)
     tokenizer = get_tokenizer(tokenizer, encoder)
     covered, dropped = _covered(batches, seed)
-    names = sorted(covered)
-    if not names: raise InputError("the stream holds no triples: at least 2 queries are needed.")
-    if control not in (None, "random", *names): raise InputError(f"unknown control {control!r}; the sources are {', '.join(names)}.")
-    common = covered[names[0]]
-    for s in names[1:]: common = common[_isin(common, covered[s])]
-    if len(common) < 2: raise InputError(f"{len(common)} {'query is' if len(common) == 1 else 'queries are'} covered by every source, expected at least 2 (queries of each: {', '.join(f'{s}: {len(covered[s]):,}' for s in names)}). Rank the sources that share queries.")
-    whole = all(len(covered[s]) == len(common) for s in names)
+    names, common, whole = _common(covered, control)
     covered.clear()
     units = _number_of_blocks(blocks, len(names), encoder.dim, len(common), memory)
-    words, left_out = defaultdict(_Lengths), defaultdict(int)
-    def shared(last: bool = False) -> Iterator[Triples]:
-        for t in batches():
-            if not len(t): continue
-            rows = np.arange(len(t)) if whole else np.flatnonzero(_isin(query_keys(t, seed), common))
-            part = t if len(rows) == len(t) else t.take(rows)
-            if last:
-                for s, n in zip(*np.unique(np.delete(t.column("source"), rows), return_counts=True)): left_out[str(s)] += int(n)
-                texts, (code,) = part.distinct("negative")
-                count, (found, (source,)) = np.fromiter((len(x.split()) for x in texts), np.int64, len(texts))[code], part.distinct("source")
-                for k, s in enumerate(found): words[s].add(count[source == k])
-            if len(part): yield part
+    shared = _Shared(common, whole, seed, units)
     if idf is None and config.overlap != "none":
-        idf = stream_idf(shared(), tokenizer)
-    block = lambda t: np.searchsorted(common, query_keys(t, seed)) % units
-    sums = accumulate_stream(lambda: shared(last=True), encoder, config, idf=idf, tokenizer=tokenizer, mean=mean, keep=keep, blocks=units, block=block)
-    kinds = {s: "control" if s == control else "hybrid" if "+" in s and set(s.split("+")) <= set(names) else "source" for s in names}
-    table, spectra = {}, []
-    for s in names:
-        x = sums[s].result()
-        table[s] = dict(kind=kinds[s], n=x.n, queries=len(common), value=x.value, mean_of_parts=np.nan, per_dim=x.per_dim, trace=x.trace, diversity_loss=x.diversity_loss, effective_rank=x.effective_rank, **x.factor_means)
-        spectra.append(pd.DataFrame(dict(source=s, k=np.arange(1, len(x.spectrum) + 1), eigenvalue=x.spectrum)))
-    table = pd.DataFrame.from_dict(table, orient="index").rename_axis("source")
-    gain = config.gain_for(encoder.dim)
-    if resamples is None: resamples = _enough(len(names), alpha)
-    columns, pairs, draws = compare_sums({s: sums[s] for s in names}, table["value"].to_numpy(), kinds, resamples, seed, alpha)
-    for c, x in columns.items(): table[c] = x
-    table = _arranged(table, ["eci_sem"], list(columns), "eci_sem")
-    mean_words = lambda of: float((np.arange(len(of.counts)) * of.counts).sum() / of.counts.sum())
-    lengths = pd.DataFrame([dict(source=s, **{f"q{q:02d}": words[s].quantile(q / 100) for q in (5, 25, 50, 75, 95)}, mean=mean_words(words[s]), n=int(words[s].counts.sum())) for s in table.index]).set_index("source")
-    dropped = _merge_dropped(dropped, {s: {"query not covered by every source": n} for s, n in left_out.items() if n})
-    dropped = pd.DataFrame([dict(source=s, reason=why, rows=n) for s, reasons in sorted(dropped.items()) for why, n in reasons.items() if n], columns=["source", "reason", "rows"])
-    factors = pd.DataFrame(columns=["source", "query_id", "positive_id", "negative_id", "margin", "a", "l", "rho", "w", "hardness", "r2"])
-    provenance = dict(encoder=dict(getattr(encoder, "info", {}), name=getattr(encoder, "name", type(encoder).__name__), fingerprint=getattr(encoder, "fingerprint", None), dim=encoder.dim), queries=len(common), config=asdict(config), gain=gain,
-        tokenizer=dict(name=getattr(tokenizer, "name", None), fingerprint=getattr(tokenizer, "fingerprint", None)), idf=dict(fingerprint=getattr(idf, "fingerprint", None), documents=getattr(idf, "documents", None)), empty_queries=None, hybrids=[], control=control, metrics=["eci_sem"], order="eci_sem", recommendation=(found := recommendation()) and found["text"].replace("**", ""), net=None,
-        resamples=resamples, units=units, block_bytes=len(names) * units * encoder.dim * (encoder.dim + 1) * 4, seed=seed, alpha=alpha, interval="percentile" if gain <= 1 else "basic", versions=dict(python=sys.version.split()[0], **{p: version(p) for p in ("eci_sem", "numpy", "scipy", "pandas", "pyarrow")}))
-    pairs = pairs.assign(metric="eci_sem")[["metric", "family", "a", "b", "difference", "lo", "hi", "p", "p_holm", "significant"]]
-    ranking = StreamRanking(table, pairs, {"eci_sem": pd.DataFrame(draws, columns=names)}, dropped, lengths, factors, pd.concat(spectra, ignore_index=True), provenance)
-    ranking.notes = _notes(ranking)
-    return ranking
+        idf = stream_idf(shared.rows(batches()), tokenizer)
+    sums = accumulate_stream(lambda: shared.rows(batches(), last=True), encoder, config, idf=idf, tokenizer=tokenizer, mean=mean, keep=keep, blocks=units, block=shared.block)
+    return _ranking(names, sums, shared.words, shared.left_out, dropped, len(common), encoder, config, tokenizer, idf, control, resamples, seed, alpha)
 
 # %% ../nbs/06e_ranked_stream.ipynb #6e51ab0b
+def _sound(file: Path, collection: Collection | None, reading: dict[str, Any]) -> FileReport:
+    report = check_file(file, collection=collection, **reading)
+    if report.problem: raise InputError(report.problem)
+    if report.bad_lines: raise InputError(f"{report.lines[0][1]} ({report.bad_lines:,} such in all; eci-sem check --clean leaves them out.)")
+    return report
+
+def _clean(report: FileReport, name: str | None) -> Iterator[Triples]: # name: of the rows without a source
+    for t in report.clean_batches():
+        if name is None: yield t; continue
+        yield t.rename(source=DEFAULT_SOURCE, to=name) if len(t) else Triples(t.table, {name: r for r in t.dropped.values()})
+
 def rank_files(
     files: Sequence[str | Path], # Files or folders that `Triples.read` takes; of several, one without a source of its own is the source of its name
     encoder: Encoder | Callable[[], Encoder], # Frozen target encoder, or what loads one: called when the files are found good
@@ -173,17 +197,12 @@ def rank_files(
         if not Path(file).exists(): raise InputError(f"{file}: no such file.")
     reports, named = [], _FileSources(files)
     for file in map(Path, files):
-        report = check_file(file, collection=collection, **(reading or {}))
-        if report.problem: raise InputError(report.problem)
-        if report.bad_lines: raise InputError(f"{report.lines[0][1]} ({report.bad_lines:,} such in all; eci-sem check --clean leaves them out.)")
+        report = _sound(file, collection, reading or {})
         reports.append((report, named.name(file, report.sources)))
     if not hasattr(encoder, "encode_queries"): encoder = encoder() # what is wrong with the files is told first
     tokenizer = get_tokenizer(tokenizer, encoder)
     def batches() -> Iterator[Triples]:
-        for report, name in reports:
-            for t in report.clean_batches():
-                if name is None: yield t; continue
-                yield t.rename(source=DEFAULT_SOURCE, to=name) if len(t) else Triples(t.table, {name: r for r in t.dropped.values()})
+        for report, name in reports: yield from _clean(report, name)
     idf = IDF.fit(list(collection.corpus.values()), tokenizer) if collection is not None and config.overlap != "none" else None
     ranking = rank_stream(batches, encoder, config, tokenizer=tokenizer, **({} if idf is None else dict(idf=idf)), **options)
     ranking.provenance["collection"] = None if collection is None else dict(name=collection.name, content_hash=collection.content_hash)

@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import sys
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eci_sem import cluster as C
-from eci_sem.cluster import score_cluster
-from eci_sem.collection import InputError
+from eci_sem.checks import check_file
+from eci_sem.cluster import rank_cluster, score_cluster
+from eci_sem.collection import Collection, InputError
+from eci_sem.encoders import Encoder, load_encoder
 from eci_sem.formats import scan_triples
 from eci_sem.lexical import Tokenizer, get_tokenizer
 from eci_sem.rank import rank_sources
+from eci_sem.ranked_stream import rank_files, rank_stream
 from eci_sem.score import Accumulator, ECIConfig
 from eci_sem.stream import score_stream, stream_idf
 from eci_sem.triples import Triples
@@ -113,12 +118,8 @@ def test_the_cluster_scores_as_one_machine_and_encodes_each_text_once(ray, shard
     # another number of workers, another way to name the files: the same bytes
     one = score_cluster(str(folder / "*"), Digests, workers=1, batch=17, blocks=4, keep=1)
     assert content(one) == content(three)
-    # the blocks are those of the queries, and the bootstrap draws them
+    # the blocks are those of the queries
     for a in three.accumulators.values(): assert a.block_counts.sum() == a.n and np.allclose(a.block_totals.sum(0), a.total[np.triu_indices(16)])
-    table = three.ranked(resamples=100)
-    assert list(table.index) == sorted(local, key=lambda s: -local[s].value) and (table["lo"] < table["hi"]).all() and table["n"].sum() == len(t)
-    assert table["value"].to_dict() == {s: x.value for s, x in three.items()}
-    with pytest.raises(InputError, match="there are no query blocks to resample: score with blocks=256"): C.ClusterScores({s: Accumulator(16, blocks=0)._take(1, {}, np.eye(16), slice(0), np.zeros((0, 0)), np.zeros(0, int)) for s in "a"}, None, {}).ranked()
 
 
 def test_other_factors_and_tokenizers(ray, shards):
@@ -128,7 +129,6 @@ def test_other_factors_and_tokenizers(ray, shards):
 
 
 def test_a_real_encoder_its_cache_and_its_pieces(ray, shards, tmp_path):
-    from eci_sem.encoders import load_encoder
     t, files, _ = shards
     glove = load_encoder("glove", cache=tmp_path / "cache")
     found = score_cluster(files, glove, workers=1, tokenizer="wordpiece")
@@ -142,7 +142,7 @@ def test_a_real_encoder_its_cache_and_its_pieces(ray, shards, tmp_path):
 def test_an_actor_that_is_killed_is_replaced_and_the_answer_is_the_same(ray, shards, tmp_path):
     _, files, folder = shards
     flag = tmp_path / "died"
-    found = score_cluster(files, lambda: Dies(flag), workers=1, batch=17)
+    found = score_cluster(files, lambda: Dies(flag), workers=3, batch=17)
     assert flag.exists()
     same(found, score_stream(batches(files), Digests()))
 
@@ -163,7 +163,7 @@ def deadly(flag, in_actor):
 def test_a_worker_that_is_killed_while_it_counts_or_scores(ray, shards, tmp_path, in_actor):
     _, files, folder = shards
     flag = tmp_path / "killed"
-    found = score_cluster(files, Digests, workers=2, tokenizer=deadly(flag, in_actor), batch=17)
+    found = score_cluster(files, Digests, workers=3, tokenizer=deadly(flag, in_actor), batch=17)
     assert flag.exists()
     local = score_stream(batches(files), Digests())
     same(found, local)
@@ -173,7 +173,7 @@ def test_a_worker_that_is_killed_while_it_counts_or_scores(ray, shards, tmp_path
 def test_a_worker_that_dies_every_time_stops_the_job(ray, shards, tmp_path):
     _, files, folder = shards
     with pytest.raises(InputError, match=r"a worker died, and its replacements too \(3 tries; \w+\)\. The kernel may have killed them for want of memory: give a smaller batch= or keep="):
-        score_cluster(files, lambda: Dies(tmp_path / "died", always=True), ECIConfig(overlap="none"), workers=1)
+        score_cluster(files, lambda: Dies(tmp_path / "died", always=True), ECIConfig(overlap="none"), workers=3)
 
 
 def test_a_worker_without_memory_takes_less_at_a_time():
@@ -184,7 +184,7 @@ def test_a_worker_without_memory_takes_less_at_a_time():
 
 
 def test_a_worker_without_any_memory_stops_the_job(ray, shards):
-    with pytest.raises(InputError, match="a worker ran out of memory; give a smaller batch= or keep=, fewer workers, or machines with more memory"): score_cluster(shards[1], lambda: Small(0), ECIConfig(overlap="none"), workers=1)
+    with pytest.raises(InputError, match="a worker ran out of memory; give a smaller batch= or keep=, fewer workers, or machines with more memory"): score_cluster(shards[1], lambda: Small(0), ECIConfig(overlap="none"), workers=3)
 
 
 def test_what_ray_raises_is_told_in_plain_words():
@@ -200,12 +200,47 @@ def test_a_bad_shard_stops_the_job_and_is_named(ray, shards):
     t, files, folder = shards
     good = files[3].read_bytes()
     files[3].write_bytes(good[:len(good) // 2])
-    for task in (lambda: C._count_shard(str(files[3]), [], [], {}), lambda: C._score_shard(str(files[3]), Digests(), dict(tokenizer="word", config=ECIConfig(), idf=None, keep=1, blocks=0, given={}, reading={}))):
+    for task in (lambda: C._count_shard(str(files[3]), [], [], dict(reading={})), lambda: C._score_shard(str(files[3]), Digests(), dict(tokenizer="word", config=ECIConfig(), idf=None, keep=1, blocks=0, given={}, reading={}))):
         with pytest.raises(InputError, match=r"3\.parquet: not a readable Parquet file"): task()
     files[3].write_bytes(good)
     with open(files[1], "a") as f: f.write('{"query": "q", "positive": "p"}\n')
     n = len(files[1].read_text().splitlines())
-    with pytest.raises(InputError, match=rf"1\.jsonl:{n}: "): score_cluster(folder, Digests, workers=1)
+    with pytest.raises(InputError, match=rf"1\.jsonl:{n}: "): score_cluster(folder, Digests, workers=3)
+
+
+def ends(*pids):
+    "Wait until these processes are gone (a dead one that nobody has waited for yet is)."
+    import psutil
+    for _ in range(300):
+        left = [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+        if not left: return True
+        time.sleep(0.2)
+
+
+def test_a_bad_shard_ends_the_tasks_that_are_under_way(ray, shards, tmp_path):
+    t = some_triples(60)
+    slow = t.from_rows([dict(r, query=r["query"] + " slow") for r in t.table.to_pylist()])
+    files, words, at = [slow.write(tmp_path / "0.parquet"), slow.write(tmp_path / "1.parquet"), t.write(tmp_path / "2.jsonl")], get_tokenizer("word"), tmp_path / "at work"
+    at.mkdir()
+    with open(files[2], "a") as f: f.write('{"query": "q", "positive": "p"}\n')
+    def split(texts): # the two slow ones never end; the bad one waits for them, then comes to its last line
+        import ray
+        if not ray.get_runtime_context().get_actor_id():
+            if any("slow" in x for x in texts): (at / str(os.getpid())).touch(); time.sleep(900)
+            while len(list(at.iterdir())) < 2: time.sleep(0.05)
+        return words(texts)
+    with pytest.raises(InputError, match=r"2\.jsonl:61: "): score_cluster(files, Digests, workers=3, batch=60, idf=stream_idf([t]), tokenizer=Tokenizer("word", words.fingerprint, split))
+    assert ends(*(int(p.name) for p in at.iterdir()))
+
+
+def test_a_worker_without_memory_for_a_shard_does_not_call_it_damaged(shards, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    def full(self, *_, **__): raise pa.ArrowMemoryError("malloc of size 268435456 failed")
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", full)
+    path = str(shards[1][0])
+    for task in (lambda: C._count_shard(path, [], [], dict(reading={})), lambda: C._cover_shard(path, dict(reading={}, collection=None, named=C._FileSources([path]), seed=0))):
+        with pytest.raises(InputError, match=r"0\.parquet: a worker ran out of memory; give a smaller batch="): task()
 
 
 # what can't be done
@@ -279,6 +314,193 @@ def test_sources_that_one_side_lacks_are_merged_too():
 
 
 # ranking
+
+CELL_KINDS = ("kind", "n", "queries", "rank", "ties", "place", "place_lo", "place_hi", "stands")
+
+
+def ranks_as(there, local):
+    "The same table, pairs, draws, lengths and counts."
+    assert list(there.table.index) == list(local.table.index) and list(there.table.columns) == list(local.table.columns)
+    for c in CELL_KINDS: assert there.table[c].tolist() == local.table[c].tolist(), c
+    for a, b in ((there.table, local.table), (there.pairs, local.pairs), (there.draws["eci_sem"], local.draws["eci_sem"]), (there.lengths, local.lengths)):
+        numbers = b.select_dtypes("number").columns
+        assert list(a.columns) == list(b.columns) and np.allclose(a[numbers].to_numpy(float), b[numbers].to_numpy(float), rtol=1e-10, atol=1e-14, equal_nan=True)
+    assert there.dropped.to_dict("records") == local.dropped.to_dict("records")
+    assert {k: x for k, x in there.provenance.items() if k != "work"} == local.provenance and there.notes == local.notes
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    "Three sources and a control, of which some lack queries, with a row that is no triple's; shards that hold parts of all."
+    rows = [dict(r, source=("a", "b", "c", "random")[i % 4], query_id=f"q{i // 4 % 20}", query=f"what is {i // 4 % 20}", positive_id=f"p{i // 4 % 20}", positive=f"{r['positive']} {i // 4 % 20}", negative_id=f"n{i}", negative=f"{r['negative']} {i}") for i, r in enumerate(some_triples(400).table.to_pylist())]
+    rows = [r for r in rows if (r["source"], r["query_id"]) not in {("a", "q3"), ("b", "q7"), ("random", "q8")}]
+    rows.append(dict(rows[0], negative=rows[0]["positive"], negative_id="n-bad"))
+    return Triples.from_rows(rows), split(Triples.from_rows(rows), tmp_path, *NAMES), tmp_path
+
+
+def checked(files): return lambda: (t for f in files for t in check_file(f).clean_batches())
+
+
+def test_shards_are_ranked_as_a_stream_is(ray, uneven, monkeypatch):
+    t, files, folder = uneven
+    local = rank_stream(checked(files), Digests())
+    local.provenance["collection"] = None
+    kept = []
+    monkeypatch.setattr(C, "_get", lambda ref, what, get=C._get: kept.append(get(ref, what)) or kept[-1])
+    there = rank_cluster(folder, Digests, workers=3, batch=17)
+    ranks_as(there, local)
+    assert there.table["queries"].eq(17).all() and there.table.loc["random", "kind"] == "control" and there.provenance["resamples"] == 1000
+    assert there.dropped.set_index(["source", "reason"])["rows"].sum() > 1 and set(there.dropped["reason"]) == {"query not covered by every source", "negative equals the positive"}
+    assert not [x for x in kept if isinstance(x, (np.ndarray, Triples))] # no key and no triple comes here
+    assert there.provenance["work"]["rows"] == there.table["n"].sum() and there.provenance["work"]["workers"] == 3 and there.explain.__self__ is there
+    with pytest.raises(InputError, match="an explanation needs the triples"): there.explain()
+
+
+def test_a_ranking_with_a_dead_worker_fewer_blocks_and_other_options(ray, uneven, tmp_path_factory):
+    t, files, folder = uneven
+    config, options = ECIConfig(residual="unit", gain="d"), dict(control="a", resamples=60, blocks=5, seed=3, alpha=0.1)
+    local = rank_stream(checked(files), Digests(), config, **options)
+    local.provenance["collection"] = None
+    flag = tmp_path_factory.mktemp("flag") / "killed"
+    ranks_as(rank_cluster(str(folder / "*"), Digests, config, workers=3, batch=17, tokenizer=deadly(flag, False), **options), local)
+    assert flag.exists()
+
+
+def test_files_without_sources_go_by_their_names_and_a_collection_judges(ray, tmp_path):
+    rows = [dict(r, source="negatives", query_id=f"q{i % 40}", positive_id=f"p{i}") for i, r in enumerate(some_triples(60).table.to_pylist())]
+    of = {s: [dict(r, negative_id=f"{s}{i}", negative=f"{r['negative']} {s} {i}") for i, r in enumerate(rows)] for s in "ab"}
+    files = [Triples.from_rows(mine).write(tmp_path / f"{s}.jsonl") for s, mine in of.items()]
+    corpus = {r[f"{k}_id"]: r[k] for mine in of.values() for r in mine for k in ("positive", "negative")}
+    collection = Collection("few", corpus, {r["query_id"]: r["query"] for r in rows}, {"test": {"q1": {"a1": 1}}})
+    options = dict(collection=collection, resamples=40)
+    local = rank_files(files, Digests(), **options)
+    ranks_as(rank_cluster(files, Digests, workers=2, **options), local)
+    assert set(local.table.index) == {"a", "b"} and len(local.dropped)
+
+
+def test_what_a_cluster_can_not_rank(ray, tmp_path):
+    rows = some_triples(30).table.to_pylist()
+    one, other = ([dict(r, source=s, query_id=s + r["query_id"], query=f"{s} {r['query']}") for r in rows] for s in ("a", "b"))
+    path = Triples.from_rows([*one, *other]).write(tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"0 queries are covered by every source, expected at least 2 \(queries of each: a: 30, b: 30\)"): rank_cluster(path, Digests, workers=1)
+    with pytest.raises(InputError, match="unknown control 'llm'; the sources are a, b"): rank_cluster(path, Digests, workers=1, control="llm")
+    named = Triples.from_rows([dict(r, source="negatives") for r in rows]).write(tmp_path / "a.jsonl")
+    with pytest.raises(InputError, match=r"t\.parquet: source 'a' is in .*a\.jsonl too, which has no source of its own and goes by its name"): rank_cluster([path, named], Digests, workers=1)
+    with pytest.raises(InputError, match="resamples is 1, expected a whole number of at least 2"): rank_cluster(path, Digests, resamples=1)
+
+
+def test_the_command_ranks_shards_on_a_cluster(ray, uneven, capsys, monkeypatch):
+    from eci_sem.cli import main
+    _, files, folder = uneven
+    monkeypatch.setattr(C, "cluster_encoder", lambda encoder, *given, real=C.cluster_encoder, **options: real(Digests, *given, **options)) # no weights to be read three times
+    rank_ = ["rank", str(folder / "*"), "--encoder", "glove", "--stream", "--resamples", "40", "--json"]
+    assert main([*rank_, "--engine", "ray"]) == 0
+    there = json.loads(capsys.readouterr().out)
+    local = rank_stream(checked(files), Digests(), resamples=40)
+    assert [r["source"] for r in there["table"]] == list(local.table.index) and [r["value"] for r in there["table"]] == pytest.approx(local.table["value"].tolist(), rel=1e-10)
+
+
+# GPUs that are in the cluster, and not here
+
+class FakeRay:
+    "A cluster of 16 processors and 4 GPUs that notes which actors are asked for."
+    def __init__(self): self.actors, self.asked = [], {}
+    def cluster_resources(self): return {"CPU": 16.0, "GPU": 4.0}
+    def remote(self, what): return self
+    def options(self, **options): self.asked = options; return self
+    def kill(self, part): pass
+    class Part:
+        class about:
+            @staticmethod
+            def remote(): return None
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    fake = FakeRay()
+    class Actor:
+        def options(self, **options): fake.asked = options; return self
+        def remote(self, make, tokenizer, keep): fake.actors.append((make, fake.asked["num_gpus"])); return FakeRay.Part()
+    @contextmanager
+    def connected(address=None, workers=None): fake.actors.clear(); yield fake
+    fake.remote = lambda what: Actor()
+    monkeypatch.setattr(C, "connected", connected)
+    monkeypatch.setattr(C, "need_ray", lambda: None)
+    monkeypatch.setattr(C, "_get", lambda ref, what: [dict(dim=16, name="n", fingerprint="f", info={}, pid=1) for _ in ref])
+    return fake
+
+
+def pool(fake, encoder, **options):
+    "(actors, GPUs of each, what makes the encoder)"
+    with C.cluster_encoder(encoder, **options) as remote: assert remote.dim == 16
+    make = {id(m): m for m, _ in fake.actors}
+    return len(fake.actors), {g for _, g in fake.actors}, fake.actors[0][0]
+
+
+def test_a_named_encoder_is_put_on_the_gpus_of_the_cluster(gpus):
+    for encoder, options, n, each, device in (("minilm", {}, 4, 1, "cuda"), (partial(load_encoder, "minilm", dtype="fast"), {}, 4, 1, "cuda"), ("minilm", dict(device="cpu"), 16, 0, "cpu"), (partial(load_encoder, "minilm", device="cuda"), {}, 4, 1, "cuda"), (partial(load_encoder, "minilm", device="cpu"), {}, 16, 0, "cpu"), ("minilm", dict(gpus_per_worker=0.5), 8, 0.5, "cuda")):
+        found, gpu, make = pool(gpus, encoder, **options)
+        assert (found, gpu) == (n, {each}) and make.func is load_encoder and make.args == ("minilm",) and make.keywords["device"] == device
+    assert pool(gpus, partial(load_encoder, "minilm", dtype="fast"))[2].keywords["dtype"] == "fast"
+
+
+def test_an_encoder_is_moved_to_the_device_that_was_asked_for(gpus, monkeypatch):
+    glove = load_encoder("glove", cache=False)
+    fingerprint, model = glove.fingerprint, glove.model
+    assert pool(gpus, glove)[:2] == (16, {0})
+    n, gpu, make = pool(gpus, glove, device="cuda")
+    assert (n, gpu) == (4, {1})
+    import torch
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="device 'cuda': this machine's PyTorch .* sees no such device"): make() # said by the actor, not here
+    monkeypatch.setattr(C, "_check_device", lambda device: None)
+    moved = make()
+    assert moved.device == "cuda" and moved._loaded is None and moved.fingerprint != fingerprint # another kind of device, other vectors
+    assert glove.device == "cpu" and glove.model is model and glove.fingerprint == fingerprint
+    # one that holds its model is moved as well
+    held = Encoder(model, "held", weights="w", cache=False)
+    n, gpu, make = pool(gpus, held, device="cuda")
+    assert (n, gpu) == (4, {1}) and make().device == "cuda" and not make()._ready
+    # "fast" is what it is on the machine of the actor
+    fast = Encoder(model, "fast", weights="w", dtype="fast", cache=False)
+    monkeypatch.setattr(C, "fast_dtype", lambda device: (f"of {device}", "why"))
+    assert pool(gpus, fast, device="cuda")[2]().dtype == "of cuda" and fast.dtype != "of cuda"
+    for other, what in ((Digests(), "Digests"), (Digests, "a function"), (lambda: Digests(), "a function")):
+        with pytest.raises(InputError, match=f"device is 'cuda', but encoder is {what} that can't be told: leave device= out"): pool(gpus, other, device="cuda")
+
+
+def test_a_ranking_hands_the_name_over_and_not_an_encoder_of_this_machine(gpus, tmp_path, monkeypatch):
+    from eci_sem import cli
+    t = some_triples()
+    class Enough(Exception): pass
+    def stop(*_): raise Enough
+    monkeypatch.setattr(C, "_one_encoder", stop)
+    path = str(t.write(tmp_path / "t.jsonl"))
+    rank_ = ["rank", path, "--encoder", "minilm", "--dtype", "fast", "--engine", "ray", "--debug"]
+    for call in (lambda: rank_sources(t, "minilm", engine="ray"), lambda: rank_cluster(path, "minilm"), lambda: cli.main(rank_), lambda: cli.main([*rank_, "--stream"]), lambda: cli.main([*rank_, "--device", "cuda"]), lambda: cli.main([*rank_, "--stream", "--device", "cuda"])):
+        with pytest.raises(Enough): call()
+        make, gpu = gpus.actors[0]
+        assert len(gpus.actors) == 4 and gpu == 1 and make.args == ("minilm",) and make.keywords["device"] == "cuda"
+    assert make.keywords["dtype"] == "fast"
+    with pytest.raises(Enough): cli.main([*rank_, "--device", "cpu"])
+    assert len(gpus.actors) == 16 and gpus.actors[0][1] == 0
+
+
+class Pieces(Digests):
+    "Has word pieces."
+    def tokenize(self, texts): return [[t[i:i + 3] for i in range(0, len(t), 3)] for t in texts]
+
+
+def test_without_a_cluster_a_function_or_class_makes_the_encoder_here():
+    found = [rank_sources(some_triples(), e, control=None, resamples=20).table["value"].tolist() for e in (Digests(), Digests, lambda: Digests())]
+    assert found[0] == found[1] == found[2]
+
+
+def test_word_pieces_are_those_of_the_encoder_on_the_cluster(ray):
+    t = some_triples(120)
+    local, there = (rank_sources(t, e, control=None, resamples=20, tokenizer="wordpiece", **engine) for e, engine in ((Pieces(), {}), (Pieces, dict(engine="ray"))))
+    assert all(there.provenance[k] == local.provenance[k] for k in ("tokenizer", "idf", "encoder")) and np.allclose(there.table["value"], local.table["value"], rtol=1e-10)
+
 
 def test_a_ranking_is_the_same_on_a_cluster(ray):
     t = some_triples()
@@ -359,6 +581,26 @@ def test_a_batch_whose_time_is_up_ends_its_notebooks(ray, checkout):
     assert not list((checkout / "runs").rglob("*.part")) and not list((checkout / "runs/slow").rglob("notebook.ipynb"))
     with pytest.raises(InputError, match="unknown engine 'rya'"): run(slow, engine="rya")
     with pytest.raises(InputError, match="address is 'x', which has no effect with engine local"): run(slow, address="x")
+
+
+KILLS = """import os, signal, time
+from pathlib import Path
+def parent(pid): return int(Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[1])
+if not Path('killed').exists():
+    Path('killed').write_text(f'{os.getpid()} {parent(os.getpid())}')
+    os.kill(parent(parent(os.getpid())), signal.SIGKILL) # the worker, whose child is the runner of this notebook
+    time.sleep(900)
+Path(out, 'table.csv').write_text('1')"""
+
+
+def test_a_cell_whose_worker_is_killed_is_tried_again(ray, checkout):
+    from eci_sem.runs import run
+    if not os.path.isdir("/proc/self"): pytest.skip("there is no /proc to find the worker in")
+    write_notebook(checkout / "nbs/experiments/kills.ipynb", "out: str = ''", KILLS)
+    report = run(planned(checkout, "\n  - {name: kills, notebook: experiments/kills}\n", "kills"), "runs", engine="ray")
+    assert [(o.cell, o.state) for o in report.outcomes] == [("kills", "finished")] and (report["kills"].folder / "table.csv").read_text() == "1"
+    assert ends(*map(int, (checkout / "killed").read_text().split())) # the notebook of the dead worker ends with it
+    assert not list((checkout / "runs").rglob("*.part"))
 
 
 def test_an_encoder_that_can_not_be_made_is_told(ray, shards):

@@ -546,3 +546,16 @@ def test_the_guide_shows_the_registry(root):
         for k, c in enumerate(head[1:], 1): assert [r[k] for r in rows] == expected[c].tolist(), f"column {c!r}: run the guide again"
         columns += head[1:]
     assert set(columns) == set(formats_table().columns)
+
+
+def test_want_of_memory_is_not_called_damage(tmp_path, monkeypatch):
+    path = Triples.from_rows([dict(query="q", positive="p", negative="n")]).write(tmp_path / "a.parquet")
+    def fails(message):
+        def full(self, *_, **__): raise pa.ArrowMemoryError(message)
+        monkeypatch.setattr(pq.ParquetFile, "iter_batches", full)
+        return lambda: Triples.read(path)
+    for message in ("malloc of size 268435456 failed", "realloc of size 268435456 failed", "std::bad_alloc"):
+        read = fails(message)
+        with pytest.raises(MemoryError, match=rf"a\.parquet: there was no memory left to read it with \({message}\); give a smaller batch"): read()
+    read = fails(f"malloc of size {1 << 50} failed") # more than any machine has: the file claims it
+    with pytest.raises(InputError, match=r"a\.parquet: not a readable Parquet file \(malloc of size 1125899906842624 failed\); write it again or fetch it again"): read()
