@@ -195,7 +195,7 @@ def test_what_a_notebook_says_in_words_is_kept(tmp_path):
     from eci_sem.results import findings
     said = lambda text, **more: dict(cell_type="code", source=["x"], outputs=[dict(output_type="display_data", data={"text/markdown": [text], "text/plain": ["<Markdown>"]}, **more)])
     prose = lambda text: dict(cell_type="markdown", source=[text])
-    cells = [prose("# The question\n\n> In short."), prose("## First"), said("**a** is ahead"), dict(cell_type="code", source=["y"], outputs=[dict(output_type="stream", text=["1 of 2"])]), said("b is not"), prose("## Second\n\nWhy."), prose("## Third"), said("c")]
+    cells = [prose("# The question\n\n> In short."), prose("## First"), said("**a** is ahead"), dict(cell_type="code", source=["y"], outputs=[dict(output_type="stream", text=["1 of 2"])]), said("b is not"), dict(cell_type="code", source=["z"], outputs=[*said("**caption**")["outputs"], dict(output_type="display_data", data={"text/html": ["<table>"]})]), prose("## Second\n\nWhy."), prose("## Third"), said("c")]
     (tmp_path / "n.ipynb").write_text(json.dumps(dict(cells=cells)))
     assert findings(tmp_path / "n.ipynb") == "# The question\n\n## First\n\n**a** is ahead\n\nb is not\n\n## Third\n\nc\n"
     (tmp_path / "n.ipynb").write_text(json.dumps(dict(cells=[cells[0], cells[3]])))
