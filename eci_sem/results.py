@@ -85,9 +85,10 @@ def findings(
             for line in "".join(cell["source"]).splitlines():
                 if line.startswith("# ") and not title: title = line
                 elif line.startswith("## "): heading = line
-        for output in cell.get("outputs", ()):
-            text = "".join(output.get("data", {}).get("text/markdown", ())).strip()
-            if not text: continue
+        shown = [o.get("data", {}) for o in cell.get("outputs", ())]
+        for data, after in zip(shown, [*shown[1:], {}]):
+            text = "".join(data.get("text/markdown", ())).strip()
+            if not text or {"text/html", "image/png"} & set(after): continue # the line above a table, which stands in a file of its own
             if heading != said: parts.append(heading); said = heading
             parts.append(text)
     return "\n\n".join([title, *parts]) + "\n" if parts else ""
