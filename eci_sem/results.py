@@ -80,7 +80,7 @@ def findings(
 ) -> str: # Markdown; empty where it says nothing in words
     "What an executed notebook says in words that its tables gave: the Markdown that its cells displayed, under their headings. [ours]"
     title, heading, said, parts = "", "", "", []
-    for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]:
+    for cell in json.loads(Path(notebook).read_text(encoding="utf-8")).get("cells", ()):
         if cell["cell_type"] == "markdown":
             for line in "".join(cell["source"]).splitlines():
                 if line.startswith("# ") and not title: title = line
