@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'FAR', 'STRONG', 'Form', 'FormScores', 'score_forms', 'agree', 'reachable_taus', 'pooled', 'Frozen',
-           'load_frozen', 'freeze', 'most_scored', 'departures', 'recommend', 'first_look_verdict',
+           'load_frozen', 'freeze', 'most_scored', 'departures', 'opposed', 'recommend', 'first_look_verdict',
            'first_look_downstream', 'headline']
 
 # %% ../nbs/07a_forms.ipynb #cf363b28
@@ -336,6 +336,14 @@ def departures(
     if limit is not None and most and limit != most: found.append(f"{f'at most {limit:,}' if limit else 'all'} queries scored instead of at most {most:,}")
     return found
 
+def opposed(
+    targets: "pd.DataFrame", # One row per target, with an interval
+    lo: str = "lo", # Column of its lower end
+    hi: str = "hi", # And of its upper one
+) -> bool:
+    "Do the intervals of two targets lie on opposite sides of 0? Then their mean says nothing of either. [ours]"
+    return bool((targets[lo] > 0).any() and (targets[hi] < 0).any())
+
 def recommend(
     together: "pd.DataFrame", # Pooled results: role, targets ("all targets" and each one), form, cells, tau, lo, hi, difference, difference_lo, difference_hi
     frozen: Frozen,
@@ -358,7 +366,7 @@ def recommend(
     apart = {f: together[(together["role"] == "confirmation") & (together["targets"] != "all targets") & (together["form"] == f)].set_index("targets") for f in dict.fromkeys(("ECI_sem", "ECI_net", best))}
     def told(f):
         each = ", ".join(f"{t} {number(r)}" for t, r in apart[f].iterrows())
-        return f"{f} {number(mine.loc[f])}" + (f" ({each}{'; the targets differ' if (apart[f]['lo'] > 0).any() and (apart[f]['hi'] < 0).any() else ''})" if each else "")
+        return f"{f} {number(mine.loc[f])}" + (f" ({each}{'; the targets differ' if opposed(apart[f]) else ''})" if each else "")
     text = (f"Recommended: **{score}**" if usable else f"**No score is recommended to choose a source by**; {score} is shown first") + f". Kendall's tau-b with the order after training ({', '.join(names)}): {told('ECI_sem')}, {told('ECI_net')}, difference {net['difference']:+.2f} [{net['difference_lo']:+.2f}, {net['difference_hi']:+.2f}]. Highest of all forms: {told(best)}."
     said = [f"{n}: {', '.join(departed[n])}" for n in names if departed and departed.get(n)]
     if said: text += f" Not as frozen (see `departures`): {', '.join(s.split(':')[0] for s in said)}."

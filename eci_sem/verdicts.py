@@ -7,11 +7,11 @@ __all__ = ['CLAIMS', 'NOTEBOOKS', 'verdict_table', 'verdict_markdown']
 
 # %% ../nbs/10b_verdicts.ipynb #9a9de75c
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .collection import InputError
+from .forms import opposed
 
 if TYPE_CHECKING: import pandas as pd
 
@@ -47,8 +47,6 @@ def _collection(folder: Path, table: str) -> str:
         if said := said.get("name") if isinstance(said, dict) else said: return Path(said).name
     return "collection not recorded"
 
-def _opposed(of: "pd.DataFrame", lo: str, hi: str) -> bool: return bool((of[lo] > 0).any() and (of[hi] < 0).any())
-
 def _ranking(read: Any, about: Any) -> list[dict[str, str]]:
     table, rows = read("claims.csv"), []
     for metric, part in table.groupby("metric", sort=False):
@@ -70,7 +68,7 @@ def _agreement(read: Any, about: Any) -> list[dict[str, str]]:
         for form in (f for f in ("ECI_sem", "ECI_net") if f in part.index):
             r, best, of = part.loc[form], part["tau"].idxmax(), _only(table, role, form)
             rows.append(dict(score=form, on=f"{role}, {int(r['cells'])} target{'s' if r['cells'] != 1 else ''} x collection", result=f"Kendall's tau-b with the order after training {_span(r)}{_apart(of)}; {_cost(r)}; best of all forms: {best} {_span(part.loc[best])}{_apart(_only(table, role, best))}",
-                verdict="differs between targets" if _opposed(of, "lo", "hi") else ("holds" if r["top1"] == 1 else "order agrees, first choice does not") if r["lo"] > 0 else "reversed" if r["hi"] < 0 else "not told apart from chance"))
+                verdict="differs between targets" if opposed(of) else ("holds" if r["top1"] == 1 else "order agrees, first choice does not") if r["lo"] > 0 else "reversed" if r["hi"] < 0 else "not told apart from chance"))
     return rows
 
 def _cross(read: Any, about: Any) -> list[dict[str, str]]:
@@ -80,7 +78,7 @@ def _cross(read: Any, about: Any) -> list[dict[str, str]]:
         of = _only(table, r["role"], r["form"])
         of = of if len(of) > 1 else of[:0] # one target alone is the mean itself
         rows.append(dict(score=r["form"], on=f"{r['role']}, {int(r['comparisons'])} comparison{'s' if r['comparisons'] != 1 else ''}",
-            result=f"in-family minus cross-family tau-b {_span(r, *difference, sign='+')}{_apart(of, *difference, sign='+', verdict='verdict')}; in-family {_span(r, *own)}{_apart(of, *own)}", verdict="differs between targets" if _opposed(of, *difference[1:]) else r["verdict"]))
+            result=f"in-family minus cross-family tau-b {_span(r, *difference, sign='+')}{_apart(of, *difference, sign='+', verdict='verdict')}; in-family {_span(r, *own)}{_apart(of, *own)}", verdict=r["verdict"]))
     return rows
 
 def _factor(name: str, part: "pd.DataFrame") -> str:
@@ -103,24 +101,20 @@ def _ablations(read: Any, about: Any) -> list[dict[str, str]]:
             result=f"lowest tau-b to the default: {'; '.join(_factor(f, g) for f, g in factors)}", verdict=_summary([list(g["verdict"]) for _, g in factors])))
     return sorted(rows, key=lambda r: r["score"] != "ECI_sem")
 
-_RANKS, _BASELINES = " ranks sources by", ("tr M", "mean hardness", "hardness", "fisher", "gradient") # simpler numbers that a score has to beat
+_BASELINES = {"trace": "tr M", "hardness": "mean hardness", "fisher": "fisher", "gradient": "gradient"} # simpler numbers that a score has to beat
 
 def _theory(read: Any, about: Any) -> list[dict[str, str]]:
-    table, rows, on = read("theory_verdicts.csv"), [], about("theory_verdicts")
-    plain = {c.partition(_RANKS)[0]: d for c, d in zip(table["claim"], table["detail"]) if _RANKS in c and c.partition(_RANKS)[0] in _BASELINES}
-    for r in table.to_dict("records"):
-        if r["claim"].partition(_RANKS)[0] not in plain: rows.append(dict(score="", on=on, result=f"{r['claim']}: {r['detail']}", verdict=r["verdict"]))
+    on, kept = about("theory_verdicts"), read("theory_verdicts.csv")
+    rows = [dict(score="", on=on, result=f"{r['claim']}: {r['detail']}", verdict=r["verdict"]) for r in kept.to_dict("records") if r["claim"].partition(" ranks sources by")[0] not in _BASELINES.values()]
+    link = read("theory_correlations.csv")
+    link = link[~link["control"] & (link["test"] == "common") & (link["steps"] == link["steps"].max())]
+    tau = link.pivot(index="encoder", columns="score", values="kendall")
+    plain = [s for s in _BASELINES if s in tau]
     if not plain: return rows
-    def most(detail: str) -> dict[str, str]: # encoder -> tau with its interval after the most steps
-        found: dict[str, tuple[int, str]] = {}
-        for e, steps, span in re.findall(r"(\S+), (\d+): (-?[\d.]+ \[[^\]]*\])", detail): found[e] = max(found.get(e, (-1, "")), (int(steps), span))
-        return {e: span for e, (_, span) in found.items()}
-    own = most(next((d for c, d in zip(table["claim"], table["detail"]) if c.startswith(f"ECI_sem{_RANKS}")), ""))
-    value = lambda span: float(span.split()[0])
-    higher = [n for n, d in plain.items() if own and (m := most(d)) and all(value(m[e]) > value(own[e]) for e in own if e in m)]
-    line = "; ".join(f"{n} {', '.join(f'{e} {x}' for e, x in most(d).items()) or d}" for n, d in plain.items())
-    line += f"; beside ECI_sem {', '.join(f'{e} {x}' for e, x in own.items())}" if own else ""
-    return [*rows, dict(score="", on=on, result=f"baselines, tau-b with the held-out loss decrease after the most adapter steps: {line}", verdict=f"higher than ECI_sem for every encoder: {', '.join(higher)}" if higher else "none is higher than ECI_sem for every encoder")]
+    higher = [_BASELINES[s] for s in plain if (tau[s] > tau["eci_sem"]).all()]
+    def told(score: str, label: str) -> str: return f"{label} " + ", ".join(f"{r['encoder']} {_span(r, 'kendall', 'kendall_lo', 'kendall_hi')}" for r in link[link["score"] == score].to_dict("records"))
+    line = "; ".join([*(told(s, _BASELINES[s]) for s in plain), f"beside {told('eci_sem', 'ECI_sem')}"])
+    return [*rows, dict(score="", on=on, result=f"baselines, tau-b with the held-out loss decrease after {link['steps'].max()} adapter steps: {line}", verdict=f"higher than ECI_sem for every encoder: {', '.join(higher)}" if higher else "none is higher than ECI_sem for every encoder")]
 
 _READERS = {1: _ranking, 2: _agreement, 3: _cross, 4: _ablations, 5: _theory}
 

@@ -293,7 +293,7 @@ def test_cross_family_says_that_two_targets_differ(root):
     # the own family is right for the one and wrong for the other; the foreign scorer the other way round
     score = lambda x: S(values=lambda f: x[0], draws={"ECI_sem": x[1]})
     scored = {(("scifact", t), e): score(of["glove" if (t == "glove") == (e == t) else "minilm"]) for t in of for e in of}
-    at = dict(scored=scored, singles={("scifact", t): names for t in of}, down={("scifact", t): down for t in of}, scorers=list(of), forms=["ECI_sem"], development=["docstrings"], pooled=fm.pooled, pd=pd)
+    at = dict(scored=scored, singles={("scifact", t): names for t in of}, down={("scifact", t): down for t in of}, scorers=list(of), forms=["ECI_sem"], development=["docstrings"], pooled=fm.pooled, opposed=fm.opposed, pd=pd)
     exec(cell_of(root, "cross_family", "differs between targets"), at)
     claim = at["claim"].set_index("targets")["verdict"]
     assert claim.to_dict() == {"all targets": "differs between targets", "glove": "holds", "minilm": "reversed"}

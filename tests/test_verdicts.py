@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from eci_sem.collection import InputError
+from eci_sem.forms import opposed
 from eci_sem.verdicts import CLAIMS, verdict_markdown, verdict_table
 
 
@@ -38,15 +39,17 @@ def test_development_and_confirmation_have_a_row_each(tmp_path):
 def test_two_opposite_targets_are_no_average(tmp_path):
     (tmp_path / "cross_family").mkdir()
     row = lambda targets, d, verdict, own=(0.1, -0.1, 0.3): dict(form="ECI_sem", role="confirmation", targets=targets, comparisons=3, in_family=own[0], in_lo=own[1], in_hi=own[2], difference=d[0], difference_lo=d[1], difference_hi=d[2], verdict=verdict)
-    whole, weak, strong = row("all targets", (0.1, -0.34, 0.35), "not told apart"), row("glove", (0.66, 0.02, 0.91), "in-family ahead, but does not foresee training"), row("minilm", (-1, -1.33, -0.33), "reversed", (-0.67, -0.67, 0))
+    whole, weak, strong = row("all targets", (0.1, -0.34, 0.35), "differs between targets"), row("glove", (0.66, 0.02, 0.91), "in-family ahead, but does not foresee training"), row("minilm", (-1, -1.33, -0.33), "reversed", (-0.67, -0.67, 0))
     def verdict(*rows):
         pd.DataFrame(rows).to_csv(tmp_path / "cross_family/claim.csv", index=False)
         return verdict_table(tmp_path).query("notebook == 'cross_family'").iloc[0]
     got = verdict(whole, weak, strong)
     assert got["verdict"] == "differs between targets"
     assert "+0.10 [-0.34, +0.35] (glove +0.66 [+0.02, +0.91] in-family ahead, but does not foresee training; minilm -1.00 [-1.33, -0.33] reversed); in-family 0.10 [-0.10, 0.30] (glove 0.10 [-0.10, 0.30]; minilm -0.67 [-0.67, 0.00])" in got["result"]
-    # one interval that holds 0 opposes nothing, and a lone target is the mean itself
-    assert verdict(whole, weak, row("minilm", (-1, -1.33, 0.1), "not told apart"))["verdict"] == "not told apart" and "(" not in verdict(whole, weak)["result"]
+    assert "(" not in verdict(whole, weak)["result"], "a lone target is the mean itself"
+    # the notebook says so by the same rule; one interval that holds 0 opposes nothing
+    each = lambda *rows: opposed(pd.DataFrame(rows), "difference_lo", "difference_hi")
+    assert each(weak, strong) and not each(weak, row("minilm", (-1, -1.33, 0.1), "")) and not each(weak) and not each(strong, strong)
     (tmp_path / "agreement").mkdir()
     pd.concat([pooled(0.1, 0.4), pooled(0.2, 0.4).assign(targets="glove"), pooled(-0.9, -0.1).assign(targets="minilm")]).to_csv(tmp_path / "agreement/pooled.csv", index=False)
     got = verdict_table(tmp_path).query("notebook == 'agreement'").iloc[0]
@@ -80,14 +83,20 @@ def test_what_decides_nothing_is_no_failure(tmp_path, said, verdict):
 
 def test_no_baseline_is_left_out_of_the_theory(tmp_path):
     (tmp_path / "theory").mkdir()
-    detail = lambda glove, minilm: f"glove, 1: 0.90 [0.80, 1.00]; glove, 100: {glove:.2f} [0.10, 0.60]; minilm, 100: {minilm:.2f} [-0.30, 0.70] (Kendall's tau-b, 9 sources)"
+    names = dict(eci_sem="ECI_sem", trace="tr M", hardness="mean hardness", fisher="fisher", gradient="gradient", alignment="alignment")
     def last(**of):
-        pd.DataFrame([dict(claim="first-order error of order eta^2", verdict="holds", detail="slope 2")] + [dict(claim=f"{n.replace('_', ' ')} ranks sources by the held-out loss decrease of an adapter", verdict="holds", detail=detail(*x)) for n, x in (dict(ECI_sem=(0.39, 0.56)) | of).items()]).replace("ECI sem", "ECI_sem", regex=True).to_csv(tmp_path / "theory/theory_verdicts.csv", index=False)
+        of = dict(eci_sem=(0.39, 0.56)) | of
+        pd.DataFrame([dict(claim="first-order error of order eta^2", verdict="holds", detail="slope 2")] + [dict(claim=f"{names[n]} ranks sources by the held-out loss decrease of an adapter", verdict="holds", detail="x") for n in of]).to_csv(tmp_path / "theory/theory_verdicts.csv", index=False)
+        row = lambda score, encoder, tau, steps=100, test="common", control=False: dict(encoder=encoder, test=test, steps=steps, score=score, control=control, kendall=tau, kendall_lo=0.1, kendall_hi=0.95)
+        rows = [row(s, e, x) for s, pair in of.items() for e, x in zip(("glove", "minilm"), pair)]
+        # fewer steps, other queries and the control counted in are not what the line is about
+        rows += [row(s, e, 1.0 if s != "eci_sem" else -1.0, *other) for s in of for e in ("glove", "minilm") for other in ((1,), (100, "own"), (100, "common", True))]
+        pd.DataFrame(rows).to_csv(tmp_path / "theory/theory_correlations.csv", index=False)
         return verdict_table(tmp_path).query("notebook == 'theory'")
-    rows = last(mean_hardness=(0.50, 0.89), tr_M=(0.44, 0.10), gradient=(0.94, 0.94))
-    assert len(rows) == 3 and rows.iloc[-1]["verdict"] == "higher than ECI_sem for every encoder: mean hardness, gradient"
+    rows = last(hardness=(0.50, 0.89), trace=(0.44, 0.10), gradient=(0.94, 0.94), alignment=(1.0, 1.0))
+    assert len(rows) == 4 and rows.iloc[-1]["verdict"] == "higher than ECI_sem for every encoder: mean hardness, gradient" and rows.iloc[2]["result"].startswith("alignment ranks")
     text = rows.iloc[-1]["result"]
-    assert text.startswith("baselines, ") and all(x in text for x in ("mean hardness glove 0.50 [0.10, 0.60], minilm 0.89 [-0.30, 0.70]", "tr M glove 0.44", "gradient glove 0.94", "beside ECI_sem glove 0.39 [0.10, 0.60], minilm 0.56"))
+    assert text.startswith("baselines, tau-b with the held-out loss decrease after 100 adapter steps: tr M glove 0.44 [0.10, 0.95], minilm 0.10 [0.10, 0.95]; mean hardness glove 0.50") and text.endswith("gradient glove 0.94 [0.10, 0.95], minilm 0.94 [0.10, 0.95]; beside ECI_sem glove 0.39 [0.10, 0.95], minilm 0.56 [0.10, 0.95]")
     assert last(fisher=(0.1, 0.2)).iloc[-1]["verdict"] == "none is higher than ECI_sem for every encoder"
     assert len(last()) == 2
 
