@@ -68,9 +68,10 @@ class _Unique: # sorted distinct keys, merged when as many new ones wait as ther
 
 class _Lengths: # how many texts have so many words
     def __init__(self): self.counts = np.zeros(0, np.int64)
-    def add(self, words: np.ndarray) -> None:
-        found = np.bincount(words, minlength=len(self.counts))
-        found[:len(self.counts)] += self.counts
+    def add(self, words: np.ndarray) -> None: self.merge(np.bincount(words))
+    def merge(self, counts: np.ndarray) -> None: # of others
+        found = np.zeros(max(len(counts), len(self.counts)), np.int64)
+        for x in (counts, self.counts): found[:len(x)] += x
         self.counts = found
     def quantile(self, share: float) -> float:
         ends = np.cumsum(self.counts)

@@ -438,21 +438,21 @@ def rank_cluster(
     config: ECIConfig | None = None, # Factors by name; None: the defaults
     *,
     collection: Collection | None = None, # Says what is relevant, and is the IDF corpus; None: the positives of each shard
-    control: str | None = "random", # The source that is scored but is no candidate; None: every source is a candidate
-    idf: IDF | None = None, # Weights of the terms; None: from the collection's corpus, else the distinct positives of the scored queries
-    tokenizer: str | Tokenizer = "word", # Of the lexical overlap
-    mean: Any = None, # For space "centred": (d,), needed up front
-    resamples: int | None = None, # None: 100 per pair compared (more for an alpha under 0.05), at least 1,000
-    blocks: int | None = None, # Blocks of queries; None: 256, or as many as fit in `memory`, at least 32
-    memory: int = 2 << 30, # Bytes that the blocks of all sources may take
-    seed: int = 0, # Of the bootstrap, and of which query is in which block
-    alpha: float = 0.05, # Level of significance after Holm's correction, and 1 - coverage of the intervals
-    keep: int = 1 << 28, # Bytes of vectors that a worker keeps
-    address: str | None = None, # As for `connected`
-    workers: int | None = None, # Actors that encode, and tasks at a time; None: one for each GPU, else for each CPU
-    gpus_per_worker: float | None = None, # None: 1 when the encoder is for a GPU, else 0
+    control: str | None = "random", # As for `rank_stream`
+    idf: IDF | None = None, # None: from the collection's corpus, else the distinct positives of the scored queries
+    tokenizer: str | Tokenizer = "word", # As for `rank_stream`
+    mean: Any = None, # As for `rank_stream`
+    resamples: int | None = None, # As for `rank_stream`
+    blocks: int | None = None, # As for `rank_stream`
+    memory: int = 2 << 30, # As for `rank_stream`
+    seed: int = 0, # As for `rank_stream`
+    alpha: float = 0.05, # As for `rank_stream`
+    keep: int = 1 << 28, # As for `score_cluster`
+    address: str | None = None, # As for `score_cluster`
+    workers: int | None = None, # As for `score_cluster`
+    gpus_per_worker: float | None = None, # As for `score_cluster`
     device: str | None = None, # As for `score_cluster`
-    batch: int = 8192, # Rows that a task holds at a time
+    batch: int = 8192, # As for `score_cluster`
     **reading: Any, # source, corpus, queries, qrels, depth, judged_only, format: as for `scan_triples`
 ) -> StreamRanking: # Prints as a table; provenance["work"] says what the workers did
     "Rank the sources of shards on a Ray cluster: the table of `rank_files`, and no triple on this machine. Raises `InputError`. [paper: ECI_sem; ours: the statistics]"
@@ -488,10 +488,7 @@ def rank_cluster(
         words, left_out = {s: _Lengths() for s in names}, Counter()
         for t in scored:
             left_out.update(t["left_out"])
-            for s, counts in t["words"].items():
-                more, held = np.zeros(max(len(counts), len(words[s].counts)), np.int64), words[s].counts
-                more[:len(counts)] += counts; more[:len(held)] += held
-                words[s].counts = more
+            for s, counts in t["words"].items(): words[s].merge(counts)
         ranking = _ranking(names, sums, words, left_out, dropped, queries, remote, config, own, idf, control, resamples, seed, alpha)
         ranking.provenance |= dict(collection=None if collection is None else dict(name=collection.name, content_hash=collection.content_hash), work=_work(remote, scored, started, *about))
     return ranking
