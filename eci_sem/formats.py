@@ -74,7 +74,8 @@ class _Found:
 def _absurd(e: MemoryError) -> bool:
     "Was more asked for at once than the whole machine has? Then a damaged file claims it."
     asked = re.search(r"alloc of size (\d+) failed", str(e))
-    return asked is not None and int(asked[1]) > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 42 # where it can't be told, more than any machine has
+    return asked is not None and int(asked[1]) > there
 
 @contextmanager
 def _arrow_errors(path: Path, kind: str = "Parquet file") -> Iterator[None]:
