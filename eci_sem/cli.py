@@ -340,9 +340,8 @@ def _rank(args: argparse.Namespace) -> int:
     if args.stream: return _rank_stream(args, out)
     config, triples = _config(args.config, args.tau, args.gain), _read(args.files, **_reading(args))
     from eci_sem.rank import rank_sources
-    encoder = _encoder(args) if args.engine != "local" else _encoder(args)()
     collection = named_collection(args.collection) if args.collection else None
-    ranking = rank_sources(triples, encoder, collection=collection, config=config, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed, engine=args.engine, address=args.address)
+    ranking = rank_sources(triples, _encoder(args), collection=collection, config=config, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed, engine=args.engine, address=args.address)
     alone = args.explain and len(ranking.table) < 2
     explained = ranking.explain() if args.explain and not alone else None
     shown = ranking.examples(triples, n=args.examples) if args.examples else None
