@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'FAR', 'STRONG', 'Form', 'FormScores', 'score_forms', 'agree', 'reachable_taus', 'pooled', 'Frozen',
-           'load_frozen', 'freeze', 'most_scored', 'departures', 'opposed', 'recommend', 'first_look_verdict',
-           'first_look_downstream', 'headline']
+           'load_frozen', 'freeze', 'most_scored', 'departures', 'departures_text', 'opposed', 'recommend',
+           'first_look_verdict', 'first_look_downstream', 'headline']
 
 # %% ../nbs/07a_forms.ipynb #cf363b28
 from collections.abc import Mapping, Sequence
@@ -335,6 +335,17 @@ def departures(
     most = most_scored(frozen)
     if limit is not None and most and limit != most: found.append(f"{f'at most {limit:,}' if limit else 'all'} queries scored instead of at most {most:,}")
     return found
+
+def departures_text(
+    frozen: Frozen,
+    departed: Mapping[str, Sequence[str]], # Name of a cell -> its `departures`
+    queries: Mapping[str, int], # Name of a cell -> scored queries
+) -> str: # Markdown
+    "What was not as frozen, and where fewer queries were scored than were meant to be. [ours]"
+    said, most = [f"- {n}: {', '.join(d)}" for n, d in departed.items() if d], most_scored(frozen)
+    text = "Departures from what was frozen: " + ("\n" + "\n".join(said) if said else "none.")
+    fewer = [f"{n} {q:,}" for n, q in queries.items() if most and q < most]
+    return text + (f"\n\nScored queries (frozen: {frozen.content['scored']['queries']}), where fewer: {', '.join(fewer)}." if fewer else "")
 
 def opposed(
     targets: "pd.DataFrame", # One row per target, with an interval

@@ -282,7 +282,7 @@ def test_agreement_shows_two_opposite_targets_apart(root):
     cell = lambda t: (*of[t], *down, names)
     together, shown = pd.DataFrame([dict(role="confirmation", targets=g, form=f, cells=len(ts), **fm.pooled([cell(t) for t in ts], [cell(t) for t in ts])) for f in ("ECI_sem", "minus margin") for g, ts in (("all targets", ["glove", "minilm"]), ("glove", ["glove"]), ("minilm", ["minilm"]))]), []
     source = cell_of(root, "agreement", "by_target = ")
-    exec(source[source.index("span = "):], dict(together=together, pd=pd, display=shown.append))
+    exec(source[source.index("span = "):], dict(together=together, pd=pd, display=shown.append, opposed=fm.opposed))
     taus = shown[0].loc[("confirmation", "ECI_sem")]
     assert taus.to_dict() == {"all targets": "0.00 [0.00, 0.00]", "glove": "1.00 [1.00, 1.00]", "minilm": "-1.00 [-1.00, -1.00]", "targets": "differ"}
     assert len(shown) == 4 and shown[3].loc[("confirmation", "ECI_sem"), "regret, minilm"].startswith("300.00 [") and list(shown[1].columns) == ["Spearman, all targets", "Spearman, glove", "Spearman, minilm"]
@@ -301,7 +301,13 @@ def test_cross_family_says_that_two_targets_differ(root):
 def test_the_notebooks_name_departures_and_few_queries(root):
     for notebook in ("agreement", "cross_family"):
         text = cell_of(root, notebook, "departures(frozen, p |")
-        assert "limit=score_queries" in text and 'datasets=sorted(table["dataset"].unique())' in text and "most_scored(frozen)" in text
+        assert "limit=score_queries" in text and 'datasets=sorted(table["dataset"].unique())' in text and "departures_text(frozen, departed, " in text
+
+def test_departures_and_few_queries_in_words():
+    frozen = fm.load_frozen()
+    assert fm.departures_text(frozen, {"a": []}, {"a": 1000}) == "Departures from what was frozen: none."
+    text = fm.departures_text(frozen, {"a": ["without the depths 5, 50", "tested on x besides"], "b": []}, {"a": 999, "b": 1000, "c": 17})
+    assert text.startswith("Departures from what was frozen: \n- a: without the depths 5, 50, tested on x besides\n\nScored queries (frozen: at most 1,000") and text.endswith("where fewer: a 999, c 17.") and "- b" not in text
 
 def test_the_recommendation_that_ships_is_that_of_the_committed_run(root):
     from eci_sem.rank import recommendation
