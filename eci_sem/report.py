@@ -185,7 +185,7 @@ def _names(columns: list[str], rows: list[list[str]]) -> str:
     return "; ".join(found)
 
 # %% ../nbs/10c_report.ipynb #a8a326b0
-SHOWN_ROWS, ALL_ROWS, PACKED, LONG_CSV = 100, 20_000, 600_000, 10_000_000 # rows shown at first; rows the page can show; bytes of a packed table that is embedded; bytes of a CSV file that is not read whole
+SHOWN_ROWS, ALL_ROWS, PACKED, LONG_CSV = 50, 20_000, 600_000, 10_000_000 # rows shown at first; rows the page can show; bytes of a packed table that is embedded; bytes of a CSV file that is not read whole
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.I)
 _LEADING = re.compile(rf"({_NUMBER.pattern})(?=$|[\s%\[(])", re.I)
 

@@ -147,7 +147,7 @@ def test_a_table_too_long_for_a_page_is_read_only_at_its_head(tmp_path, monkeypa
     rows(200).to_csv(folder / "long.csv", index=False); rows(200).to_parquet(folder / "packed.parquet"); rows(150).to_parquet(folder / "fits.parquet")
     make_cell(tmp_path, "a")
     text = write_report(tmp_path).read_text()
-    for name in ("long.csv", "packed.parquet"): assert f"The first 100 of 200 rows. The whole table is too long for this page: {name} in the run&#x27;s folder." in text
+    for name in ("long.csv", "packed.parquet"): assert f"The first {report.SHOWN_ROWS} of 200 rows. The whole table is too long for this page: {name} in the run&#x27;s folder." in text
     assert "Save fits.csv.gz" in text and 'data-rows="150"' in text and text.count("download=") == 1
 
 
@@ -328,16 +328,16 @@ def test_tables_filter_and_show_all_their_rows(opened, page):
     table = opened_table(p, "long of ranking")
     box = p.locator(".data", has=table)
     before, whole = [column(table, i) for i in range(4)], rows(250)
-    assert len(before[0]) == 100 and "The first 100 of 250 rows" in box.locator(".more").text_content()
+    assert len(before[0]) == report.SHOWN_ROWS and f"The first {report.SHOWN_ROWS} of 250 rows" in box.locator(".more").text_content()
     field = box.get_by_label("Filter rows of long of ranking")
     field.fill('ROW d"e')
-    assert column(table, 0) == [n for n, g in zip(whole["name"][:100], whole["group"]) if g == 'd"e'] and "of 100 rows" in box.locator(".count").text_content()
+    assert column(table, 0) == [n for n, g in zip(whole["name"][:report.SHOWN_ROWS], whole["group"]) if g == 'd"e'] and f"of {report.SHOWN_ROWS} rows" in box.locator(".count").text_content()
     box.get_by_role("button", name="Show all 250 rows").click()
     p.wait_for_function("t => t.tBodies[0].rows.length === 250", arg=table.element_handle())
     assert column(table, 0) == [n for n, g in zip(whole["name"], whole["group"]) if g == 'd"e']
     field.fill("")
     after = [column(table, i) for i in range(4)]
-    assert [c[:100] for c in after] == before and len(after[0]) == 250 and after[2] == whole["group"].tolist() # rounded there as here
+    assert [c[:report.SHOWN_ROWS] for c in after] == before and len(after[0]) == 250 and after[2] == whole["group"].tolist() # rounded there as here
     table.locator("th button").nth(1).click()
     assert table.locator("tbody tr").evaluate_all("rows => rows.map(r => parseFloat(r.cells[1].dataset.v ?? r.cells[1].textContent))") == sorted(whole["value"])
     with p.expect_download() as d: box.locator("a[download]").click()
