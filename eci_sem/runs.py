@@ -262,7 +262,7 @@ def run(
     figures_dir: str | Path | None = None, # Copy results there when all is done; see `collect`
     progress: bool | None = None, # Progress bar; None: when standard error is a terminal
     part: str | None = None, # Only the cells of this part of the profile, and what they need
-    minutes: float | None = None, # Stop after so many minutes, as Ctrl-C does; what is finished is kept, and a later call goes on
+    minutes: float | None = None, # Stop after so many minutes, as Ctrl-C does; what is finished is kept, and a later call goes on; None: with `part` the profile's own limit for a part, if it has one
     engine: str = "local", # "local", or "ray": cells are tasks of a Ray cluster; checkout and runs folder must be on a disk that its machines share
     address: str | None = None, # Of the cluster; None: the one this process is connected to, else one of its own
 ) -> Report:
@@ -270,6 +270,7 @@ def run(
     from tqdm.auto import tqdm
     if jobs < 1: raise InputError(f"jobs = {jobs}: expected 1 or more.")
     if minutes is not None and not 0 < minutes < float("inf"): raise InputError(f"minutes = {minutes!r}: expected a number above 0, or None for no limit.")
+    if minutes is None and part is not None: minutes = plan.minutes_per_part
     check_engine(engine, address)
     ends = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     base = plan.root / runs_dir / plan.profile

@@ -581,6 +581,20 @@ def test_when_the_time_is_up_what_is_finished_is_kept_and_the_same_call_goes_on(
     with pytest.raises(InputError, match=r"minutes = 0: expected a number above 0, or None for no limit"): run(p, minutes=0)
 
 
+def test_a_part_ends_after_the_profiles_own_minutes(tiny):
+    write_notebook(tiny / "nbs/experiments/slow.ipynb", 'seconds: float = 60.0 # to sleep\nout: str = ""', "import time\ntime.sleep(seconds)")
+    def timed(minutes):
+        (tiny / "small.yaml").write_text(f"minutes_per_part: {minutes}\ncells:\n  - {{name: a, notebook: experiments/good, part: one}}\n  - {{name: slow, notebook: experiments/slow, part: two}}\n")
+        return plan(tiny / "small.yaml", root=tiny)
+    clock = time.monotonic()
+    report = run(timed(0.05), part="two")
+    assert time.monotonic() - clock < 40 and report.exit_status == 3 and "time is up: 1 cell to run; the same command goes on" in repr(report)
+    assert run(timed(0.0001), only="a").exit_status == 0, "the limit is one of parts"
+    assert run(timed(0.001), part="two", minutes=0.1).exit_status == 3 and plan("full").minutes_per_part == 45
+    for bad in ("0", "-1", ".inf", "true", "soon"):
+        with pytest.raises(InputError, match="profile 'small': 'minutes_per_part' is .*, expected a number of minutes above 0"): timed(bad)
+
+
 def test_readme_is_the_index_notebook(tmp_path):
     (tmp_path / "nbs").mkdir()
     with pytest.raises(InputError, match="nbs/index.ipynb: no such notebook"): make_readme(tmp_path)
