@@ -417,6 +417,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'eci_sem.figures._rank_column': ('figures.html#_rank_column', 'eci_sem/figures.py'),
                                  'eci_sem.figures._redrawable': ('figures.html#_redrawable', 'eci_sem/figures.py'),
                                  'eci_sem.figures._render': ('figures.html#_render', 'eci_sem/figures.py'),
+                                 'eci_sem.figures._roomy': ('figures.html#_roomy', 'eci_sem/figures.py'),
                                  'eci_sem.figures._title': ('figures.html#_title', 'eci_sem/figures.py'),
                                  'eci_sem.figures._value_axis': ('figures.html#_value_axis', 'eci_sem/figures.py'),
                                  'eci_sem.figures.factor_distributions': ('figures.html#factor_distributions', 'eci_sem/figures.py'),

@@ -171,6 +171,19 @@ def _few_ticks(ax: "Axes", n: int = 4) -> None:
     from matplotlib.ticker import MaxNLocator
     ax.xaxis.set_major_locator(MaxNLocator(n, steps=[1, 2, 2.5, 5, 10]))
 
+def _roomy(ax: "Axes", ticks: Iterable[float], label: Callable[[float, Any], str], first: Iterable[float] = ()) -> list[float]:
+    "Ticks of the x axis whose labels don't run into each other; `first` are kept before all others, then the outer ones."
+    from matplotlib.textpath import TextPath
+    ticks, first = sorted(ticks), list(first)
+    ax.figure.draw_without_rendering() # lays the panels out
+    wide = ax.get_window_extent().width * 72 / ax.figure.dpi # points
+    at = {t: wide * ax.transAxes.inverted().transform(ax.transData.transform((t, ax.get_ylim()[0])))[0] for t in ticks}
+    half = {t: TextPath((0, 0), label(t, None), size=ax.xaxis.get_ticklabels()[0].get_size()).get_extents().width / 2 for t in ticks}
+    middle, kept = sum(at.values()) / len(at), []
+    for t in sorted(ticks, key=lambda t: (t not in first, -abs(at[t] - middle))):
+        if all(abs(at[t] - at[k]) >= half[t] + half[k] + 2 for k in kept): kept.append(t)
+    return sorted(kept)
+
 def _value_axis(axes: Iterable["Axes"], label: str, unit: str = "", ticks: int = 4) -> str:
     # small values get a power of ten in the axis label, since long tick labels run into each other
     axes = list(axes)

@@ -11,7 +11,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from .collection import InputError
-from .figures import _COLOURS, DOUBLE, SINGLE, _check, _clean, _count, _face, _ordered, _panels, _redrawable, _title, source_styles
+from .figures import _COLOURS, DOUBLE, SINGLE, _check, _clean, _count, _face, _ordered, _panels, _redrawable, _roomy, _title, source_styles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,8 +109,10 @@ def _small_and_large(axes: list["Axes"], fits: "pd.DataFrame", tolerance: float)
     marks = powers[::-2][::-1] if len(powers) > 3 else powers
     for ax in axes:
         ax.set_xscale("symlog", linthresh=linear, linscale=0.6); ax.set_xlim(-reach, reach)
-        ax.set_xticks([*(-m for m in marks[::-1]), 0, *marks]); ax.xaxis.minorticks_off()
-        ax.xaxis.set_major_formatter(lambda v, _: (f"{v:g}" if abs(v) >= 0.01 or not v else f"{v:.0e}").replace("-", "\u2212"))
+        label = lambda v, _: (f"{v:g}" if abs(v) >= 0.01 or not v else f"{v:.0e}").replace("-", "\u2212")
+        drawn = [m for m in marks if {m, -m} <= set(_roomy(ax, [*(-m for m in marks), 0, *marks], label, [0]))] # the same on both sides
+        ax.set_xticks([*(-m for m in drawn[::-1]), 0, *drawn]); ax.xaxis.minorticks_off()
+        ax.xaxis.set_major_formatter(label)
 
 # %% ../nbs/09e_linearised.ipynb #f375e1ab
 @_redrawable

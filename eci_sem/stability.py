@@ -11,7 +11,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from .collection import InputError
-from .figures import _COLOURS, _METRICS, DOUBLE, SINGLE, _check, _clean, _count, _face, _ordered, _panels, _redrawable, _title, source_styles
+from .figures import _COLOURS, _METRICS, DOUBLE, SINGLE, _check, _clean, _count, _face, _ordered, _panels, _redrawable, _roomy, _title, source_styles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,11 +24,12 @@ def _by_row(table: "pd.DataFrame") -> tuple[list[str], list[tuple[str, str, "pd.
     encoders = list(dict.fromkeys(table["encoder"]))
     return encoders, [(m, e, part) for m in dict.fromkeys(table["metric"]) for e in encoders if len(part := table[(table["metric"] == m) & (table["encoder"] == e)])], min(3, len(encoders))
 
-def _steps(ax: "Axes", values: list[float]) -> None:
-    # few values get a tick each, more the powers of ten
+def _steps(ax: "Axes", values: list[float], default: float | None = None) -> None:
+    # few values get a tick each where there is room, more the powers of ten
     from matplotlib.ticker import NullLocator
-    if len(values) <= 7: ax.set_xticks(values); ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(lambda v, _: f"{v:,g}"); ax.xaxis.set_minor_formatter(lambda v, _: "")
+    label = lambda v, _: f"{v:,g}"
+    if len(values) <= 7: ax.set_xticks(_roomy(ax, values, label, [v for v in values if v == default])); ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(label); ax.xaxis.set_minor_formatter(lambda v, _: "")
 
 @_redrawable
 def setting_curves(
@@ -54,7 +55,7 @@ def setting_curves(
             if default is not None: ax.axvline(default, color="#333333", lw=0.7, ls=":")
             ax.set(xscale="log", title=_title(wide, encoder, _count(part["n"], "triples") if "n" in part else ""), xlabel=x_label, ylabel=f"{_METRICS.get(metric, metric)} (nats)" if ax.get_subplotspec().is_first_col() else "")
             if part["lo"].min() > 0 and part["hi"].max() > 30 * part["lo"].min(): ax.set_yscale("log")
-            _steps(ax, sorted(set(part["x"])))
+            _steps(ax, sorted(set(part["x"])), default)
             if ax.get_yscale() == "log":
                 from matplotlib.ticker import LogLocator
                 few = math.log10(part["hi"].max() / part["lo"].min()) < 2.5
