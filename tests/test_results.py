@@ -111,15 +111,45 @@ def assert_looks_the_same(one: Path, two: Path) -> None:
         np.testing.assert_allclose(*([float(x) for x in re.findall(number, s)] for s in (a, b)), rtol=0, atol=0.01, err_msg=one.name)
 
 
+def labels_that_meet(fig) -> list[str]:
+    "Neighbours among the tick labels of an axis that run into each other."
+    found = []
+    for ax in (ax for ax in fig.axes if ax.get_visible()):
+        for axis, (low, high) in ((ax.xaxis, sorted(ax.get_xlim())), (ax.yaxis, sorted(ax.get_ylim()))):
+            seen = [(t.label1.get_text(), t.label1.get_window_extent().padded(-0.5)) for t in axis.get_major_ticks() if low <= t.get_loc() <= high and t.label1.get_visible() and t.label1.get_text()]
+            found += [f"{ax.get_title()!r}: {one} and {two}" for i, (one, a) in enumerate(seen) for two, b in seen[i + 1:] if a.overlaps(b)]
+    return found
+
+
 @pytest.mark.parametrize("record", COMMITTED, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_committed_figures_are_drawn_again_from_their_tables(record, tmp_path):
+def test_committed_figures_are_drawn_again_from_their_tables(record, tmp_path, monkeypatch):
     import shutil
+    from eci_sem import figures
+    drawn, files = [], figures.figure_files
+    monkeypatch.setattr(figures, "figure_files", lambda fig, meta: (files(fig, meta), drawn.append(fig))[0])
     for path in record.parent.glob(f"{record.stem}.*"): shutil.copy(path, tmp_path)
     (found,) = redraw(tmp_path)
+    assert [labels_that_meet(fig) for fig in drawn] == [[]]
     assert found.state != "not drawn", found.why
     assert (tmp_path / f"{record.stem}.csv").read_bytes() == record.with_suffix(".csv").read_bytes()
     if json.loads(record.read_text())["versions"] == figure_versions():
         for kind in ("png", "svg"): assert_looks_the_same(tmp_path / f"{record.stem}.{kind}", record.with_suffix(f".{kind}")) # if not: eci-sem redraw figures
+
+
+def test_tick_labels_that_meet_are_told_and_left_out():
+    import matplotlib.pyplot as plt
+    from eci_sem.figures import _roomy
+    label = lambda v, _: f"{v:g}"
+    def drawn(ticks):
+        fig, ax = plt.subplots(figsize=(3.3, 2), layout="constrained")
+        ax.set(xscale="log", xlim=(0.009, 1.1)); ax.set_xticks(ticks(ax)); ax.xaxis.set_major_formatter(label); ax.xaxis.minorticks_off()
+        fig.draw_without_rendering(); plt.close(fig)
+        return fig
+    close = [0.01, 0.0316, 0.05, 0.1, 1]
+    assert labels_that_meet(drawn(lambda ax: close)) == ["'': 0.0316 and 0.05"]
+    for first, kept in (([0.05], [0.01, 0.05, 0.1, 1]), ([0.0316], [0.01, 0.0316, 0.1, 1])):
+        assert labels_that_meet(drawn(lambda ax: _roomy(ax, close, label, first))) == [] and drawn(lambda ax: _roomy(ax, close, label, first)).axes[0].get_xticks().tolist() == kept
+    assert drawn(lambda ax: _roomy(ax, [1, 0.01], label)).axes[0].get_xticks().tolist() == [0.01, 1]
 
 
 def test_another_picture_is_told(tmp_path):
