@@ -63,7 +63,7 @@ def bench_read(args: argparse.Namespace) -> list[dict[str, Any]]:
     rate = {k: n / s for k, s in best.items()}
     print(f"      for information: put {n / put:,.0f} a second, {BLOCK} to a transaction; texts in, vectors out of a warm Encoder {rate['Encoder']:,.0f} a second; rows of a numpy memory map without checks {rate['memory map']:,.0f} a second, {rate['memory map'] / rate['get']:.2f} times the cache")
     what = f"{n:,} vectors of d = {d}, checksums verified, best of {args.runs} passes; all equal to what was put in"
-    return [claim("warm read, vectors a second", rate["get"], RATE, False, f"{what}; {rate['get'] / rate['memory map']:.2f} times the rate of the same rows of a numpy memory map", "a second"),
+    return [claim("warm read, vectors a second", rate["get"], RATE, False, f"{what}; {rate['get'] / rate['memory map']:.2f} times the rate of the same rows of a numpy memory map", "a second", of=dict(stage="cache read", seconds=best["get"], n=n, d=d)),
         claim("size on disk, times the raw vectors", size / expected.nbytes, SIZE, True, f"{size / 1e6:,.0f} MB for {expected.nbytes / 1e6:,.0f} MB of float32", "times")]
 
 # --- 2. two processes

@@ -34,6 +34,7 @@ from common import at_least_one, claim as one_claim, finish, machine, options, w
 
 LIMITS = dict(ratio=3.0, memory=500.0, gpu=2.0, seconds=60.0, naive=20.0, bootstrap_memory=1200.0, search=2.0, load=5.0, mapped=0.25)
 FULL = dict(triples=1_000_000, dim=768, queries=100_000, blocks=256, resamples=1000, passages=1_000_000, asked=1000, dense_dim=384, indexed=200_000)
+WORDS = 40 # of a passage for BM25
 SMALL = dict(triples=20_000, dim=96, queries=4000, blocks=64, resamples=100, passages=20_000, asked=200, dense_dim=64, indexed=3000)
 
 
@@ -186,7 +187,7 @@ def child_dense(a: dict[str, Any]) -> dict[str, Any]:
     if wrong: raise SystemExit(f"FAIL  dense mining: other passages than the search in float64 for {len(wrong)} of {len(sample)} queries, {wrong[0]} first")
     return dict(seconds=ours.seconds, cpu=ours.cpu, extra=ours.extra, plain=plain.seconds, plain_cpu=plain.cpu, checked=len(sample), corpus=sum(map(len, texts)) / 1e6, depth=depth)
 
-def passages(count: int, words: int = 40) -> list[str]:
+def passages(count: int, words: int = WORDS) -> list[str]:
     "Texts with the word frequencies of Zipf's law."
     rng, V = np.random.default_rng(0), 50_000
     share = 1 / (np.arange(V) + 3.0); share /= share.sum()
@@ -209,7 +210,7 @@ def child_bm25(a: dict[str, Any]) -> dict[str, Any]:
 
 CLAIMS: list[dict[str, Any]] = []
 
-def claim(name: str, value: float, limit: float, what: str, most: bool = True) -> None: CLAIMS.append(one_claim(name, value, limit, most, what))
+def claim(name: str, value: float, limit: float, what: str, most: bool = True, **of: Any) -> None: CLAIMS.append(one_claim(name, value, limit, most, what, of=of))
 
 def child(part: str, **args: Any) -> dict[str, Any] | None:
     run = subprocess.run([sys.executable, __file__, "--child", json.dumps([part, args])], stdout=subprocess.PIPE, text=True)
@@ -222,7 +223,7 @@ def bench_map(a: argparse.Namespace) -> None:
     if (free := shutil.disk_usage(a.folder).free) < need * 1.05: raise SystemExit(f"the memory map takes {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free in the temporary folder: give --folder on another disk, or fewer --triples.")
     if not (r := child("map", triples=a.triples, dim=a.dim, folder=a.folder)): return
     ours, base = (r["cpu"], r["product_cpu"]) if a.clock == "process" else (r["seconds"], r["product"])
-    claim("scoring from a memory map, times numpy's float64 R.T @ R", ours / base, LIMITS["ratio"], f"{a.triples:,} triples, d = {a.dim}, a map of {r['gb']:.1f} GB: {ours:.1f} s against {base:.1f} s; reading alone {r['read']:.1f} s; equal to plain numpy within {r['off']:.0e}")
+    claim("scoring from a memory map, times numpy's float64 R.T @ R", ours / base, LIMITS["ratio"], f"{a.triples:,} triples, d = {a.dim}, a map of {r['gb']:.1f} GB: {ours:.1f} s against {base:.1f} s; reading alone {r['read']:.1f} s; equal to plain numpy within {r['off']:.0e}", stage="score", seconds=r["seconds"], n=a.triples, d=a.dim)
     claim("scoring from a memory map, memory beside it in MB", r["extra"], LIMITS["memory"], f"peak of what the process has for itself, map of {r['gb']:.1f} GB")
     if g := r.get("gpu"): claim("scoring on a GPU, times reading the embeddings once", g["seconds"] / g["read"], LIMITS["gpu"], f"{g['name']}: {g['seconds']:.1f} s against {g['read']:.1f} s; equal to the processor's within {g['off']:.0e}")
     else: # the guide shows the line, without a number
@@ -233,7 +234,7 @@ def bench_bootstrap(a: argparse.Namespace) -> None:
     k = "cpu" if a.clock == "process" else "seconds"
     ours, naive = r["exact"][k], r["naive_cpu" if a.clock == "process" else "naive"] * a.resamples
     what = f"{a.resamples:,} resamples of {a.queries:,} queries in {a.blocks} blocks, d = {a.dim}"
-    claim("bootstrap, seconds", ours, LIMITS["seconds"], f"{what}, every determinant computed; by the series {r['series'][k]:.1f} s, {r['series_off']:.0e} from it at most (standard deviation {r['deviation']:.0e})")
+    claim("bootstrap, seconds", ours, LIMITS["seconds"], f"{what}, every determinant computed; by the series {r['series'][k]:.1f} s, {r['series_off']:.0e} from it at most (standard deviation {r['deviation']:.0e})", stage="bootstrap", seconds=r["exact"]["seconds"], B=a.resamples, n=a.queries, K=a.blocks, d=a.dim)
     claim("bootstrap, times faster than all rows anew", naive / ours, LIMITS["naive"], f"{naive:.0f} s, from 3 resamples; equal within {r['off']:.0e}", most=False)
     claim("bootstrap, memory in MB", r["exact"]["extra"], LIMITS["bootstrap_memory"], f"peak beside the embeddings, of which {a.blocks * a.dim * (a.dim + 1) * 4 / 1e6:,.0f} MB are the blocks' matrices, whatever the number of queries")
 
@@ -241,7 +242,7 @@ def bench_dense(a: argparse.Namespace) -> None:
     if not (r := child("dense", passages=a.passages, asked=a.asked, dense_dim=a.dense_dim)): return
     ours, plain = (r["cpu"], r["plain_cpu"]) if a.clock == "process" else (r["seconds"], r["plain"])
     claim("dense mining, memory beside the texts in MB", r["extra"], LIMITS["memory"], f"{a.passages:,} passages ({r['corpus']:,.0f} MB of text), {a.asked:,} queries, d = {a.dense_dim}; the vectors would take {a.passages * a.dense_dim * 4 / 1e6:,.0f} MB")
-    claim("dense mining, times blocked numpy products with argpartition", ours / plain, LIMITS["search"], f"{ours:.1f} s against {plain:.1f} s, both with encoding by a table, ours with repeated passages found; first {r['depth']} of {r['checked']} queries are those of a search in float64")
+    claim("dense mining, times blocked numpy products with argpartition", ours / plain, LIMITS["search"], f"{ours:.1f} s against {plain:.1f} s, both with encoding by a table, ours with repeated passages found; first {r['depth']} of {r['checked']} queries are those of a search in float64", stage="dense mining", seconds=r["seconds"], p=a.passages, q=a.asked, d=a.dense_dim)
 
 def bench_bm25(a: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=a.folder, prefix="scale-") as folder:
@@ -250,7 +251,7 @@ def bench_bm25(a: argparse.Namespace) -> None:
         size = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file()) / 1e6
     if len({r["hash"] for r in runs.values()}) > 1: raise SystemExit("FAIL  bm25: a kept index gives other scores than one that was built")
     build, keep, read = (runs[how]["cpu" if a.clock == "process" else "seconds"] for how in ("build", "keep", "read"))
-    claim("BM25 index, times faster read than built", build / read, LIMITS["load"], f"{a.indexed:,} passages, {size:,.0f} MB: {read:.1f} s, texts hashed and checksums compared, against {build:.1f} s ({keep:.1f} s when it is also kept); 50 queries give the same bits", most=False)
+    claim("BM25 index, times faster read than built", build / read, LIMITS["load"], f"{a.indexed:,} passages, {size:,.0f} MB: {read:.1f} s, texts hashed and checksums compared, against {build:.1f} s ({keep:.1f} s when it is also kept); 50 queries give the same bits", most=False, stage="bm25 mining", seconds=runs["build"]["seconds"], p=a.indexed, q=0, t=WORDS)
     claim("BM25 index, memory of a mapped one as a share of one built", runs["read"]["held"] / runs["build"]["held"], LIMITS["mapped"], f"{runs['read']['held']:,.0f} MB against {runs['build']['held']:,.0f} MB held after it; at the peak {runs['read']['extra']:,.0f} MB against {runs['build']['extra']:,.0f} MB; 50 queries in {runs['read']['asked']:.2f} s against {runs['build']['asked']:.2f} s")
 
 

@@ -52,7 +52,7 @@ def bench_score(args: argparse.Namespace) -> list[dict[str, Any]]:
     if run.returncode: raise SystemExit(f"the scoring run failed with status {run.returncode}")
     r = json.loads(run.stdout.splitlines()[-1])
     what = f"{args.triples:,} triples, d = {args.dim}, float32"
-    return [claim("scoring, times numpy's float64 R.T @ R", r["seconds"] / r["product"], RATIO, True, f"{what}: {r['seconds']:.2f} s against {r['product']:.2f} s, best of {args.runs}; result equal to one-shot numpy within {r['difference']:.0e}"),
+    return [claim("scoring, times numpy's float64 R.T @ R", r["seconds"] / r["product"], RATIO, True, f"{what}: {r['seconds']:.2f} s against {r['product']:.2f} s, best of {args.runs}; result equal to one-shot numpy within {r['difference']:.0e}", of=dict(stage="score", seconds=r["seconds"], n=args.triples, d=args.dim)),
         claim("scoring, extra memory at its peak in MB", r["extra"], MEMORY, True, f"beside arrays of {3 * args.triples * args.dim * 4 / 1e6:,.0f} MB")]
 
 # --- 2. the overlap

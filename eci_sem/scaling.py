@@ -9,7 +9,6 @@ __all__ = ['SHAPES', 'STAGES', 'UNMEASURED', 'DOUBT', 'SOURCES', 'Shape', 'rando
 # %% ../nbs/08a_scaling.ipynb #scal02
 import math
 import os
-import re
 import tempfile
 import time
 import tracemalloc
@@ -323,34 +322,18 @@ def fit(
     if sizes > len(terms): held = float(np.mean(y[largest] / (X[largest] @ _solve(X[~largest], y[~largest])) - 1))
     return Fit(stage, terms, factors, np.array(draws).reshape(resamples, len(terms)), sizes, y / (X @ factors) - 1, held, spread)
 
-# claim of benchmarks/results.json -> stage, sizes that its words do not give, what the words of it (or of a claim beside it) give
-_NUMBER = "(?P<{}>[0-9][0-9,.]*)"
-_CLAIMED: dict[str, tuple[str, dict[str, float], str, str]] = {
-    "warm read, vectors a second": ("cache read", {}, "", "{n} vectors of d = {d},"),
-    "scoring, times numpy's float64 R.T @ R": ("score", {}, "", "{n} triples, d = {d}, .*: {seconds} s against"),
-    "scoring from a memory map, times numpy's float64 R.T @ R": ("score", {}, "", "{n} triples, d = {d}, .*: {seconds} s against"),
-    "bootstrap, seconds": ("bootstrap", {}, "", "{B} resamples of {n} queries in {K} blocks, d = {d},"),
-    "dense mining, times blocked numpy products with argpartition": ("dense mining", {}, "dense mining, memory beside the texts in MB", "{p} passages .*, {q} queries, d = {d};.*\n{seconds} s against"),
-    "BM25 index, times faster read than built": ("bm25 mining", dict(q=0, t=40), "", "{p} passages, .* against {seconds} s"), # words of a passage there
-}
-
 def against(
-    scripts: Mapping[str, Any], # What benchmarks/results.json holds under scripts
+    scripts: Mapping[str, Any], # What benchmarks/results.json holds under scripts; a claim that timed a stage says so in `of`: stage, seconds, sizes
     seconds: Mapping[str, Fit], # Stage -> fit of the seconds
 ) -> "pd.DataFrame": # One row per claim that gives seconds of a stage: stage, sizes, claimed, fitted, claimed_over_fitted, load
     "Seconds that a benchmark measured beside what a fit says of the same sizes. [ours]"
     import pandas as pd
     rows = []
     for script in scripts.values():
-        claims = {c["name"]: c for c in script["claims"]}
-        for name, (stage, sizes, beside, pattern) in _CLAIMED.items():
-            if name not in claims or stage not in seconds: continue
-            words = "\n".join(claims[c]["what"] for c in (beside, name) if c in claims)
-            if not (found := re.search(re.sub(r"{(\w+)}", lambda m: _NUMBER.format(m[1]), pattern), words)): continue
-            z = sizes | {k: float(v.replace(",", "").rstrip(".")) for k, v in found.groupdict().items()}
-            taken = z.pop("seconds", None) or (z["n"] / claims[name]["value"] if claims[name]["unit"].endswith("a second") else claims[name]["value"])
-            fitted = seconds[stage].predict(z)[0]
-            rows.append(dict(stage=stage, claim=name, sizes=", ".join(f"{k} {v:,.0f}" for k, v in z.items()), claimed=taken, fitted=fitted, claimed_over_fitted=taken / fitted if fitted else float("nan"), load=script.get("load")))
+        for c in script["claims"]:
+            if not (z := dict(c.get("of") or {})) or (stage := z.pop("stage")) not in seconds: continue
+            taken, fitted = z.pop("seconds"), seconds[stage].predict(z)[0]
+            rows.append(dict(stage=stage, claim=c["name"], sizes=", ".join(f"{k} {v:,.0f}" for k, v in z.items()), claimed=taken, fitted=fitted, claimed_over_fitted=taken / fitted if fitted else float("nan"), load=script.get("load")))
     return pd.DataFrame(rows, columns=["stage", "claim", "sizes", "claimed", "fitted", "claimed_over_fitted", "load"])
 
 # %% ../nbs/08a_scaling.ipynb #scal21

@@ -144,16 +144,16 @@ def test_what_a_gpu_sustains_is_assumed_once(root):
 
 
 def test_a_benchmark_beside_its_fit():
-    what = {"bootstrap, seconds": ("1,000 resamples of 100,000 queries in 256 blocks, d = 768, every determinant computed; by the series 12.6 s", 30.0),
-        "scoring, times numpy's float64 R.T @ R": ("100,000 triples, d = 768, float32: 2.35 s against 1.12 s, best of 3", 2.1), "warm read, vectors a second": ("200,000 vectors of d = 384, checksums verified", 400_000.0),
-        "dense mining, memory beside the texts in MB": ("1,000,000 passages (192 MB of text), 1,000 queries, d = 384; the vectors would take 1,536 MB", 200.0),
-        "dense mining, times blocked numpy products with argpartition": ("21.1 s against 13.3 s, both with encoding by a table", 1.6), "BM25 index, times faster read than built": ("200,000 passages, 91 MB: 0.3 s, texts hashed and checksums compared, against 28.0 s (29.7 s when it is also kept)", 90.0)}
-    scripts = dict(all=dict(load=0.5, claims=[dict(name=n, what=w, value=v, unit="vectors a second" if "a second" in n else "") for n, (w, v) in what.items()]))
+    of = [dict(stage="bootstrap", seconds=30.0, B=1000, n=100_000, K=256, d=768), dict(stage="score", seconds=2.35, n=100_000, d=768), dict(stage="cache read", seconds=0.5, n=200_000, d=384),
+        dict(stage="dense mining", seconds=21.1, p=1_000_000, q=1000, d=384), dict(stage="bm25 mining", seconds=28.0, p=200_000, q=0, t=40), dict(stage="another", seconds=1.0, n=1)]
+    scripts = dict(all=dict(load=0.5, claims=[dict(name=f"claim {i}", of=x) for i, x in enumerate(of)] + [dict(name="memory, which times nothing")]))
+    before = json.dumps(scripts)
     seconds = {"score": plain(("n*d",), 1e-8), "bootstrap": plain(("B*K",), 1e-4), "dense mining": plain(("q*p*d",), 1e-11), "bm25 mining": plain(("p*t", "q*p"), 1e-6), "cache read": plain(("n",), 1e-6)}
     table = against(scripts, seconds).set_index("stage")
-    assert table["claimed"].to_dict() == {"score": 2.35, "bootstrap": 30.0, "dense mining": 21.1, "bm25 mining": 28.0, "cache read": 0.5}
+    assert json.dumps(scripts) == before and table["claimed"].to_dict() == {"score": 2.35, "bootstrap": 30.0, "dense mining": 21.1, "bm25 mining": 28.0, "cache read": 0.5}
     assert np.allclose(table["fitted"][["score", "bootstrap", "dense mining", "bm25 mining", "cache read"]], [0.768, 25.6, 3.84, 8.0, 0.2])
     assert np.isclose(table.loc["bootstrap", "claimed_over_fitted"], 30 / 25.6) and (table["load"] == 0.5).all() and against({}, seconds).empty
+    assert table.loc["bm25 mining", ["claim", "sizes"]].tolist() == ["claim 4", "p 200,000, q 0, t 40"]
 
 
 def test_the_committed_benchmarks_are_found(root):
