@@ -245,18 +245,22 @@ class Collection:
         documents: int, # Documents to keep; the relevant ones of the kept queries come on top if they are more
         split: str, # Only this split's queries and judgments are kept
         seed: int = 0, # Chooses the other documents
+        limit: int | None = None, # Keep at most so many queries, those that `pairs` chooses with the same limit and seed; None: all of the split
     ) -> "Collection": # A smaller collection of the same name, with what was left out counted
         "The queries of one split over a seeded part of the corpus that holds all their relevant passages. [ours]"
         if split not in self.qrels: raise unknown_name(f"split of collection {self.name!r}", split, self.qrels)
         queries = self.qrels[split]
+        if limit is not None and limit < len(queries):
+            chosen = {p.query_id for p in self.pairs(split, limit=limit, seed=seed)}
+            queries = {q: docs for q, docs in queries.items() if q in chosen}
         keep = set().union(*(self.relevant(q) for q in queries)) | {d for docs in queries.values() for d in docs}
         for d in seeded_order(self.corpus, seed, "documents"):
             if len(keep) >= documents: break
             keep.add(d)
         out = Counter(self.dropped)
-        out.update({"documents left out by sampling": len(self.corpus) - len(keep), "queries of other splits": len(self.queries) - len(queries)})
+        out.update({"documents left out by sampling": len(self.corpus) - len(keep), "queries of other splits": len(self.queries) - len(self.qrels[split]), "queries left out by sampling": len(self.qrels[split]) - len(queries)})
         return Collection(self.name, {d: t for d, t in self.corpus.items() if d in keep}, {q: self.queries[q] for q in queries},
-            {split: {q: dict(d) for q, d in queries.items()}}, {k: v for k, v in out.items() if v}, {**self.origin, "sample": dict(documents=documents, split=split, seed=seed)})
+            {split: {q: dict(d) for q, d in queries.items()}}, {k: v for k, v in out.items() if v}, {**self.origin, "sample": dict(documents=documents, split=split, seed=seed, **({"limit": limit} if len(queries) < len(self.qrels[split]) else {}))})
 
     @cached_property
     def content_hash(self) -> str:

@@ -121,18 +121,21 @@ _JUDGMENTS = re.compile(r"(query|q)[-_ ]?id\t(corpus|doc|document|passage|p)[-_ 
 
 class _Unknown(InputError): "What is no triples, as its content says: told at once, whatever the extension says."
 
-def _peek(path: Path, ids: bool) -> _Found | None:
+_JSON_ROW = re.compile(rb"(\xef\xbb\xbf)?\s*\{\s*($|\"[^\"\t]*\"\s*:)") # how an object begins; a text may begin with a brace too
+
+def _peek(path: Path, ids: bool, plain: bool) -> _Found | None: # plain: no JSON, as the caller says
     lines = islice(read_lines(path), 20)
     lines = chain([head := next(lines)], lines) # one by one: a line may be long
     if head[1].lstrip(b"\xef\xbb\xbf \t").startswith(b"{"):
-        first = None
+        first, others = None, []
         for number, line in lines: # the first row that has a known layout; those before it are refused later, with their place
             try: row = json_object(line, path, number)
-            except InputError: continue
+            except InputError: others += [(number, line)] * (len(line) < 1 << 20); continue
             if layout := layout_of(tuple(row)): return _Found("jsonl" if layout == "native" else layout, "jsonl", tuple(row))
             first = first or (number, row)
         if first and not {"positive", "negative", "negatives"} & set(first[1]): raise _Unknown(f"{path}:{first[0]}: the keys {', '.join(map(repr, first[1])) or '(none)'} fit no layout that is known; expected e.g. query, positive, negative; or query, pos, neg; or query, positive_passages, negative_passages; or qid, pos, neg.")
-        return None
+        if first or not plain and (path.name.endswith((".jsonl", ".jsonl.gz")) or any(_JSON_ROW.match(line) for _, line in others)): return None
+        lines = others
     texts = []
     for number, line in lines:
         try: texts += [decode_line(line, path, number).rstrip("\r\n")] * (len(line) < 1 << 20)
@@ -144,13 +147,13 @@ def _peek(path: Path, ids: bool) -> _Found | None:
     try: return _Found("trec", "text") if len(found) == 6 and (int(found[3]), float(found[4])) else None
     except ValueError: return None
 
-def _recognise(path: Path, ids: bool = False) -> _Found:
+def _recognise(path: Path, ids: bool = False, plain: bool = False) -> _Found:
     if path.is_dir(): return _dataset_folder(path)
     if not path.exists(): raise InputError(f"{path}: no such file.")
     with open(path, "rb") as f: head = f.read(4)
     if head != b"PAR1":
         if head == b"\xff\xff\xff\xff": return _arrow_found((path,))
-        try: found = _peek(path, ids)
+        try: found = _peek(path, ids, plain)
         except _Unknown as e: raise InputError(str(e)) from None
         except InputError:
             _kind_of(path) # an extension that is not known
@@ -370,7 +373,7 @@ def _chunks(found: _Found, path: Path, source: str | None, options: dict[str, An
 def _open(path: Any, source: str | None, format: str | None, given: dict[str, Any], size: int, rejected: Rejected | None) -> Iterator[Triples]:
     if not isinstance(path, (str, Path)): raise InputError(f"found {type(path).__name__}, expected the path of a file.")
     path = Path(path)
-    found = _recognise(path, given["corpus"] is not None or given["queries"] is not None)
+    found = _recognise(path, given["corpus"] is not None or given["queries"] is not None, format in ("tsv", "qidpidtriples"))
     if format is not None:
         if format not in FORMATS: raise unknown_name("format", format, FORMATS)
         if format != found.format and {format, found.format} != {"tsv", "qidpidtriples"}: raise InputError(f"{path}: recognised as {found.format!r}, but format={format!r} was given; leave it out, or see whether this is the right file.")

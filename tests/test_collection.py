@@ -174,6 +174,13 @@ def test_sample_keeps_every_relevant_passage_and_counts_what_it_left():
     assert small.content_hash == big.sample(8, "test", seed=1).content_hash != big.sample(8, "test", seed=2).content_hash
     assert len(big.sample(2, "test").corpus) == 4 # the relevant ones come on top
     with pytest.raises(InputError, match="unknown split"): big.sample(8, "dev")
+    for seed in range(3):
+        one, pairs = big.sample(3, "test", seed=seed, limit=1), big.pairs("test", limit=1, seed=seed)
+        assert one.pairs("test", limit=1, seed=seed) == pairs and list(one.queries) == [pairs[0].query_id] and len(one.corpus) == 3 and big.relevant(pairs[0].query_id) <= set(one.corpus)
+        assert one.dropped == {"documents left out by sampling": 21, "queries of other splits": 2, "queries left out by sampling": 1} and one.origin["sample"]["limit"] == 1
+    for all_of_them in (2, 100):
+        same = big.sample(8, "test", seed=1, limit=all_of_them)
+        assert (same.content_hash, same.origin, same.dropped) == (small.content_hash, small.origin, small.dropped)
 
 
 def test_content_hash_sees_content_alone():

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eci_sem.checks import check_file
 from eci_sem.collection import Collection, InputError, load_beir
 from eci_sem.formats import FORMATS, formats_table, frame_triples, read_triples, recognise, scan_triples, to_dataset, write_triples
 from eci_sem.layouts import is_header, layout_of, read_qrels, read_run, read_texts
@@ -82,6 +83,24 @@ def test_what_a_format_holds_comes_back(tmp_path_factory, format, data):
     assert sorted(map(key, back.table.to_pylist())) == sorted(map(key, expected_back(t, format)))
     if format not in ("msmarco", "trec"): assert back.table.to_pylist() == expected_back(t, format)
     assert recognise(path) == format or format in ("tsv", "qidpidtriples")
+
+
+def test_a_text_may_begin_with_a_brace(tmp_path):
+    rows = [("{x} in f-strings", "braces are replaced", "a brace opens a block"), ("{}", "an empty dict", "an empty set")]
+    for name, head in (("t", ""), ("t.tsv", "\ufeff"), ("t.gz", "")):
+        path = tmp_path / name
+        text = head + "".join("\t".join(r) + "\n" for r in rows)
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+        assert recognise(path) == "tsv" and [(r["query"], r["positive"], r["negative"]) for r in Triples.read(path).table.to_pylist()] == rows
+        assert check_file(path).format == "tsv"
+    # what looks like JSON is not taken for text, unless the caller says that it is
+    for begin in ('{"query": broken', '{ "query"', "{", "{}"):
+        path.with_name("u").write_text(f"{begin}\tb\tc\n")
+        if begin == '{"query": broken':
+            with pytest.raises(InputError, match="u: extension '' is not known"): Triples.read(path.with_name("u"))
+        assert Triples.read(path.with_name("u"), format="tsv").table["query"].to_pylist() == [begin]
+    (tmp_path / "v.jsonl").write_text("{x}\tb\tc\n")
+    with pytest.raises(InputError, match=r"v\.jsonl:1: "): Triples.read(tmp_path / "v.jsonl")
 
 
 @pytest.mark.parametrize("format", WRITTEN)
