@@ -156,7 +156,7 @@ class FileReport:
         rows, known, known_ids, queries = [], _Unique(), _Unique(), defaultdict(_Unique)
         lengths = defaultdict(_Lengths)
         try:
-            found = _recognise(self.path, any(self.options.get(k) is not None for k in ("corpus", "queries")), self.options.get("format") in ("tsv", "qidpidtriples"))
+            found = _recognise(self.path, any(self.options.get(k) is not None for k in ("corpus", "queries")), self.options.get("format"))
             self.format, self.table = found.format, found.container not in ("jsonl", "text")
             if {self.format, self.options.get("format")} == {"tsv", "qidpidtriples"}: self.format = self.options["format"]
             for t in self._open(rejected, "reading"):

@@ -213,7 +213,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--profile", required=True, metavar="NAME", help=f"{', '.join(profiles)}, or the path of a .yaml file")
     p.add_argument("--only", action="append", metavar="CELL", help="run this cell of the profile, or those that fit a pattern such as 'transfer/*'; may be repeated")
     p.add_argument("--part", metavar="NAME", help="run one part of a profile that has parts, such as full")
-    p.add_argument("--minutes", type=_minutes, metavar="N", help="stop after so many minutes with exit status 3; the same command goes on (default: with --part what the profile says, 45 in full; else no limit)")
+    p.add_argument("--minutes", type=_minutes, metavar="N", help="stop after so many minutes with exit status 3; the same command goes on (default: with --part what the profile says, else no limit)")
     p.add_argument("--dry-run", action="store_true", help="check everything and say what would run: texts to encode, training steps and hours, where they can be told")
     p.add_argument("--jobs", type=_positive_int, default=1, metavar="N", help="notebooks that run side by side (default: 1)")
     engine(p, "notebooks are tasks of a Ray cluster, whose machines share the disk of the checkout and of --runs")

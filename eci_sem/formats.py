@@ -147,13 +147,13 @@ def _peek(path: Path, ids: bool, plain: bool) -> _Found | None: # plain: no JSON
     try: return _Found("trec", "text") if len(found) == 6 and (int(found[3]), float(found[4])) else None
     except ValueError: return None
 
-def _recognise(path: Path, ids: bool = False, plain: bool = False) -> _Found:
+def _recognise(path: Path, ids: bool = False, format: str | None = None) -> _Found: # format: as the caller says
     if path.is_dir(): return _dataset_folder(path)
     if not path.exists(): raise InputError(f"{path}: no such file.")
     with open(path, "rb") as f: head = f.read(4)
     if head != b"PAR1":
         if head == b"\xff\xff\xff\xff": return _arrow_found((path,))
-        try: found = _peek(path, ids, plain)
+        try: found = _peek(path, ids, format in ("tsv", "qidpidtriples"))
         except _Unknown as e: raise InputError(str(e)) from None
         except InputError:
             _kind_of(path) # an extension that is not known
@@ -373,7 +373,7 @@ def _chunks(found: _Found, path: Path, source: str | None, options: dict[str, An
 def _open(path: Any, source: str | None, format: str | None, given: dict[str, Any], size: int, rejected: Rejected | None) -> Iterator[Triples]:
     if not isinstance(path, (str, Path)): raise InputError(f"found {type(path).__name__}, expected the path of a file.")
     path = Path(path)
-    found = _recognise(path, given["corpus"] is not None or given["queries"] is not None, format in ("tsv", "qidpidtriples"))
+    found = _recognise(path, given["corpus"] is not None or given["queries"] is not None, format)
     if format is not None:
         if format not in FORMATS: raise unknown_name("format", format, FORMATS)
         if format != found.format and {format, found.format} != {"tsv", "qidpidtriples"}: raise InputError(f"{path}: recognised as {found.format!r}, but format={format!r} was given; leave it out, or see whether this is the right file.")
