@@ -1,8 +1,8 @@
 """A profile run twice gives the same tables: python benchmarks/twice.py [--profile offline] [--batch 17]
 
 Each run has a fresh folder and an empty cache, and in the second one the notebooks that have a parameter `encode_batch` hand their texts to
-the encoders in portions of another size, so that every vector is made beside other texts. All tables have to be the same byte for byte;
-the exit status is 1 when one is not. It takes twice as long as the profile.
+the encoders in portions of another size, so that every vector is made beside other texts. All tables have to be the same byte for byte,
+but for those made of times that a notebook measures; the exit status is 1 when one is not. It takes twice as long as the profile.
 """
 import argparse
 import os
@@ -53,9 +53,11 @@ def main() -> int:
             if result.returncode: print(f"{result.stdout}\n{result.stderr[-2000:]}\nFAIL  the {name} run did not come through"); return 1
         found = compare_tables(work / "first", work / "second")
         for table in found:
-            if table.verdict != "same": print(f"FAIL  {table.table}: {table.verdict} {table.detail}".rstrip())
-        good = all(t.verdict == "same" for t in found)
-        if good: print(f"PASS  {len(found)} tables, the same in both runs")
+            if table.verdict not in ("same", "measured"): print(f"FAIL  {table.table}: {table.verdict} {table.detail}".rstrip())
+        timed = sum(t.verdict == "measured" for t in found)
+        good = len(found) > timed and all(t.verdict in ("same", "measured") for t in found)
+        if good: print(f"PASS  {len(found) - timed} tables, the same in both runs" + f"; {timed} more are made of times, measured in each run" * bool(timed))
+        elif len(found) == timed: print("FAIL  no table can be compared: all of them are made of measured times")
     return int(not good)
 
 

@@ -168,7 +168,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", default="float32", metavar="NAME", help="number format: float32, bfloat16, or fast: bfloat16 where the machine multiplies matrices of it faster, else float32 (default: float32)")
     p.add_argument("--collection", metavar="NAME", help="where the triples come from: its judgments show false negatives, its corpus gives the IDF (default: the triples alone)")
     p.add_argument("--tokenizer", default="word", help="for the lexical overlap: word, stem or wordpiece (default: word)")
-    p.add_argument("--stream", action="store_true", help="hold a batch of the triples at a time, for files of millions of rows: ECI_sem of the sources as they are, with intervals from blocks of queries; no hybrids, no ECI_net. With --engine ray the files are shards that the workers read")
+    p.add_argument("--stream", action="store_true", help="hold a batch of the triples at a time, for files of millions of rows: ECI_sem of the sources as they are, with intervals from blocks of queries; no hybrids, no ECI_net. With --engine ray the files are shards that the workers read, on a disk they share or in a store (s3://bucket/triples/*.parquet)")
     p.add_argument("--tau", metavar="X", help="temperature, in units of cosine similarity (default: 0.05)")
     p.add_argument("--gain", metavar="X", help="factor of the information matrix: a number, d or 1/tau^2 (default: 1)")
     p.add_argument("--config", action="append", default=[], metavar="KEY=VALUE", help="another form of a factor, see below; may be repeated")

@@ -7,7 +7,6 @@ __all__ = ['need_ray', 'connected', 'ClusterEncoder', 'cluster_encoder', 'Cluste
            'CellWorker', 'cell_worker']
 
 # %% ../nbs/10d_cluster.ipynb #c1u5t0a4
-import glob
 import logging
 import os
 import re
@@ -34,6 +33,7 @@ from .lexical import IDF, Tokenizer, get_tokenizer
 from .ranked_stream import StreamRanking, _checked, _clean, _common, _covered, _number_of_blocks, _ranking, _Shared, _sound
 from .runs import Outcome, _Worker
 from .score import Accumulator, ECIConfig, Score
+from .shards import Shard, dataset_shards, find_shards, is_dataset
 from .stream import _positives, _unseen, _Vectors, accumulate_stream
 from .triples import Triples, _merge_dropped
 
@@ -226,43 +226,14 @@ def cluster_encoder(
             for p in parts: ray.kill(p)
 
 # %% ../nbs/10d_cluster.ipynb #c1u5t0b2
-def _shard_names(shards: Any) -> list[str]:
-    if isinstance(shards, (str, Path)):
-        path = Path(shards)
-        if path.is_dir() and not any((path / n).exists() for n in ("state.json", "dataset_dict.json")):
-            found = sorted(str(p) for p in path.iterdir() if p.is_file() and p.name.endswith((".parquet", ".jsonl", ".jsonl.gz")) and not p.name.startswith((".", "_")))
-            if not found: raise InputError(f"{path}: holds no .parquet, .jsonl or .jsonl.gz file.")
-        elif any(c in str(path) for c in "*?[") and not path.exists():
-            found = sorted(glob.glob(str(path), recursive=True))
-            if not found: raise InputError(f"{path}: no file fits this pattern.")
-        else: found = [str(path)]
-    else: found = [n for p in shards for n in _shard_names(p)]
-    return found
-
-def _shards(shards: Any) -> list[str]:
-    found = _shard_names(shards)
-    if not found: raise InputError("the list of shards is empty: at least 1 file is needed.")
-    for n, k in Counter(found).items():
-        if k > 1: raise InputError(f"{n}: the shard is named {k} times, so its triples would count again; name it once.")
-        if not os.path.exists(n): raise InputError(f"{n}: no such file.")
-    return [os.path.abspath(n) for n in found]
-
-@contextmanager
-def _naming(path: str) -> Iterator[None]:
-    try: yield
-    except InputError as e:
-        if str(path) in str(e): raise
-        raise InputError(f"{path}: {e}") from e
-    except MemoryError as e: raise InputError(f"{path}: a worker ran out of memory; give a smaller batch= or keep=, fewer workers, or machines with more memory.") from e
-
 def _peak() -> dict[str, int]:
     import resource
     return dict(pid=os.getpid(), peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
-def _cover_shard(path: str, job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray], Any]: # (what is told, source -> keys of its queries, what the check found)
-    with _naming(path):
+def _cover_shard(shard: Shard, job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray], Any]: # (what is told, source -> keys of its queries, what the check found)
+    with shard.file() as path:
         report = _sound(Path(path), job["collection"], job["reading"])
-        name = job["named"].name(path, report.sources)
+        name = job["named"].name(shard.name, report.sources)
         keys, dropped = _covered(partial(_clean, report, name), job["seed"])
     report.collection = None # it comes with the job
     return dict(name=name, sources=list(report.sources), dropped=dropped, **_peak()), keys, (report, name)
@@ -277,12 +248,12 @@ def _shared_keys(covered: dict[str, np.ndarray], control: str | None) -> tuple[t
 def _walk(path: str, job: dict[str, Any], checked: Any, common: np.ndarray | None) -> tuple[Callable[[], Iterator[Triples]], _Shared | None]:
     if checked is None: return partial(scan_triples, path, **job["reading"]), None
     report, name = checked
-    report.collection = job["collection"]
+    report.path, report.collection = Path(path), job["collection"] # where it was checked may have been another machine
     return partial(_clean, report, name), _Shared(common, *job["shared"])
 
-def _count_shard(path: str, parts: list[Any], only: list[int], job: dict[str, Any], checked: Any = None, common: np.ndarray | None = None) -> dict[int, set[str]]: # actor -> the lives that counted
+def _count_shard(shard: Shard, parts: list[Any], only: list[int], job: dict[str, Any], checked: Any = None, common: np.ndarray | None = None) -> dict[int, set[str]]: # actor -> the lives that counted
     lives, seen = {k: set() for k in only}, _Unique()
-    with _naming(path):
+    with shard.file() as path:
         batches, shared = _walk(path, job, checked, common)
         for t in shared.rows(batches()) if shared else batches():
             keys, new = _unseen(*_positives(t), seen)
@@ -291,9 +262,9 @@ def _count_shard(path: str, parts: list[Any], only: list[int], job: dict[str, An
             for k, ref in asked: lives[k].add(_get(ref, "counting terms"))
     return lives
 
-def _score_shard(path: str, encoder: ClusterEncoder, job: dict[str, Any], checked: Any = None, common: np.ndarray | None = None) -> tuple[dict[str, Accumulator], dict[str, Any]]: # (source -> its triples, what was done)
+def _score_shard(shard: Shard, encoder: ClusterEncoder, job: dict[str, Any], checked: Any = None, common: np.ndarray | None = None) -> tuple[dict[str, Accumulator], dict[str, Any]]: # (source -> its triples, what was done)
     rows, more = 0, {}
-    with _naming(path):
+    with shard.file() as path:
         walk, shared = _walk(path, job, checked, common)
         def batches() -> Iterator[Triples]:
             nonlocal rows
@@ -312,9 +283,9 @@ def _merge(left: dict[str, Accumulator], right: dict[str, Accumulator]) -> dict[
             if s in side: out[s].merge(side[s])
     return out
 
-def _in_turn(ray: Any, start: Callable[[int], tuple[Any, Any]], paths: Sequence[str], width: int, done: Callable[[int, Any, Any], None]) -> None:
+def _in_turn(ray: Any, start: Callable[[int], tuple[Any, Any]], shards: Sequence[Shard], width: int, done: Callable[[int, Any, Any], None]) -> None:
     "At most `width` tasks at a time, however many Ray would start while others wait for vectors; the first error ends it."
-    todo, running = iter(enumerate(paths)), {}
+    todo, running = iter(enumerate(shards)), {}
     try:
         while True:
             while len(running) < width and (following := next(todo, None)) is not None:
@@ -322,14 +293,16 @@ def _in_turn(ray: Any, start: Callable[[int], tuple[Any, Any]], paths: Sequence[
                 running[told] = (*following, state)
             if not running: return
             for ref in ray.wait(list(running), num_returns=1)[0]:
-                number, path, state = running.pop(ref)
-                try: told = _get(ref, path)
+                number, shard, state = running.pop(ref)
+                try: told = _get(ref, shard.name)
                 except Exception:
                     with suppress(Exception): ray.get(state) # or Ray would report it as an error that nobody saw
                     raise
                 done(number, told, state)
     except BaseException:
-        for ref in running: ray.cancel(ref, force=True)
+        for force in (False, True): # an interrupt first, so that a task can remove what it has copied
+            for ref in running: ray.cancel(ref, force=force)
+            if running and not force: ray.wait(list(running), num_returns=len(running), timeout=5, fetch_local=False)
         raise
 
 class _Tree: # merges neighbours as soon as both are there; which are neighbours depends on the number of leaves alone
@@ -357,14 +330,14 @@ class ClusterScores(dict):
         super().__init__({s: a.result() for s, a in accumulators.items()})
         self.accumulators, self.idf, self.work = accumulators, idf, work
 
-def _cluster_idf(ray: Any, paths: list[str], job: dict[str, Any], given: Callable[[int], tuple[Any, Any]], encoder: ClusterEncoder) -> IDF:
+def _cluster_idf(ray: Any, shards: list[Shard], job: dict[str, Any], given: Callable[[int], tuple[Any, Any]], encoder: ClusterEncoder) -> IDF:
     parts, job_ref = encoder.parts, ray.put(job)
     task, only, tables = ray.remote(_count_shard).options(max_retries=_TRIES), list(range(len(parts))), {}
     for _ in range(_TRIES + 1):
         lives: dict[int, set[str]] = {k: set() for k in only}
         def done(number: int, found: dict[int, set[str]], state: None) -> None:
             for k, names in found.items(): lives[k] |= names
-        _in_turn(ray, lambda k: (task.remote(paths[k], parts, only, job_ref, *given(k)), None), paths, len(parts), done)
+        _in_turn(ray, lambda k: (task.remote(shards[k], parts, only, job_ref, *given(k)), None), shards, len(parts), done)
         for k, (life, df, documents) in zip(only, _get([parts[k].counted.remote() for k in only], "counting terms")):
             if lives[k] <= {life}: tables[k] = df, documents
         only = [k for k in only if k not in tables] # an actor died on the way: what it had counted before is lost
@@ -377,12 +350,12 @@ def _cluster_idf(ray: Any, paths: list[str], job: dict[str, Any], given: Callabl
     tokenizer = get_tokenizer(job["tokenizer"], encoder)
     return IDF(dict(df), documents, tokenizer.name, tokenizer.fingerprint)
 
-def _add_up(ray: Any, remote: ClusterEncoder, paths: list[str], job: dict[str, Any], given: Callable[[int], tuple[Any, Any]]) -> tuple[dict[str, Accumulator], IDF | None, list[dict[str, Any]]]: # (source -> its triples, weights of the terms, what the tasks told in the order of the shards)
-    if job["config"].overlap != "none" and job["idf"] is None: job = dict(job, idf=_cluster_idf(ray, paths, job, given, remote))
+def _add_up(ray: Any, remote: ClusterEncoder, shards: list[Shard], job: dict[str, Any], given: Callable[[int], tuple[Any, Any]]) -> tuple[dict[str, Accumulator], IDF | None, list[dict[str, Any]]]: # (source -> its triples, weights of the terms, what the tasks told in the order of the shards)
+    if job["config"].overlap != "none" and job["idf"] is None: job = dict(job, idf=_cluster_idf(ray, shards, job, given, remote))
     task, merge, job_ref = ray.remote(_score_shard).options(max_retries=_TRIES, num_returns=2), ray.remote(_merge).options(max_retries=_TRIES), ray.put(job)
-    tree, told = _Tree(len(paths), merge.remote), {}
+    tree, told = _Tree(len(shards), merge.remote), {}
     def done(number: int, found: dict[str, Any], state: Any) -> None: told[number] = found; tree.add(number, state)
-    _in_turn(ray, lambda k: task.remote(paths[k], remote, job_ref, *given(k))[::-1], paths, len(remote.parts), done)
+    _in_turn(ray, lambda k: task.remote(shards[k], remote, job_ref, *given(k))[::-1], shards, len(remote.parts), done)
     found = _get(tree.root, "merging the shards")
     _one_encoder(_get([p.about.remote() for p in remote.parts], "reporting")) # an actor that was started again, too
     return found, job["idf"], [told[k] for k in sorted(told)]
@@ -392,8 +365,12 @@ def _work(remote: ClusterEncoder, told: list[dict[str, Any]], started: float, *m
     return dict(shards=len(told), rows=sum(t["rows"] for t in told), workers=len(remote.parts), encoded=sum(r.get("encoded", 0) for r in reports), asked=sum(r.get("asked", 0) for r in reports),
         peak_mb=max(r["peak_mb"] for r in [*told, *more, *reports]), seconds=round(time.perf_counter() - started, 3))
 
+def _found(shards: Any) -> Any: return shards if is_dataset(shards) else find_shards(shards) # before a cluster is asked for anything
+
+def _made(shards: Any) -> list[Shard]: return dataset_shards(shards) if is_dataset(shards) else shards
+
 def score_cluster(
-    shards: Any, # A folder of Parquet and JSONL files, a pattern such as "triples/*.parquet", one file, or a list of files in any format that `scan_triples` takes; readable under these paths on every machine
+    shards: Any, # A folder of Parquet and JSONL files, a pattern such as "triples/*.parquet", one file, or a list of files in any format that `scan_triples` takes, readable under these paths on every machine; the same in a store, e.g. "s3://bucket/triples/*.parquet"; or a `ray.data.Dataset` of triples
     encoder: Any, # Frozen target encoder: an Encoder, a name for `load_encoder`, or a function that makes an encoder in the actor
     config: ECIConfig | None = None, # Factors by name; None: the defaults
     *,
@@ -412,7 +389,7 @@ def score_cluster(
     **reading: Any, # source, corpus, queries, format, ...: as for `scan_triples`
 ) -> ClusterScores: # source -> score of all its triples
     "ECI_sem of each source over the shards, on a Ray cluster, in bounded memory. Raises `InputError`. [paper]"
-    paths, config, started = _shards(shards), ECIConfig() if config is None else config, time.perf_counter()
+    shards, config, started = _found(shards), ECIConfig() if config is None else config, time.perf_counter()
     if config.overlap == "none" and idf is not None: raise InputError("an IDF table was given, but overlap is 'none', so it would have no effect: leave it out.")
     given, reading = dict(calibration=calibration, prior=prior, mean=mean), dict(reading, batch=batch)
     if calibration is None: Accumulator(1 if mean is None else len(mean), config, blocks, **given) # what does not fit together is refused before any walk
@@ -421,13 +398,13 @@ def score_cluster(
         import ray
         Accumulator(remote.dim, config, blocks, **given)
         job = dict(config=config, idf=idf, tokenizer=tokenizer, given=given, blocks=blocks, keep=keep, reading=reading)
-        found, idf, told = _add_up(ray, remote, paths, job, lambda k: (None, None))
+        found, idf, told = _add_up(ray, remote, _made(shards), job, lambda k: (None, None))
         return ClusterScores(found, idf, _work(remote, told, started))
 
 # %% ../nbs/10d_cluster.ipynb #c1u5t0e2
-def _one_origin(paths: Sequence[str], told: Sequence[dict[str, Any]]) -> None:
+def _one_origin(shards: Sequence[Shard], told: Sequence[dict[str, Any]]) -> None:
     "A source that is named after its file is in no other file."
-    found = [(s, path, t["name"]) for path, t in zip(paths, told) for s in ([t["name"]] if t["name"] else t["sources"])]
+    found = [(s, shard.name, t["name"]) for shard, t in zip(shards, told) for s in ([t["name"]] if t["name"] else t["sources"])]
     times, named = Counter(s for s, *_ in found), {s: path for s, path, name in found if name}
     for s, path, _ in found:
         if s in named and times[s] > 1 and path != named[s]: raise InputError(f"{path}: source {s!r} is in {named[s]} too, which has no source of its own and goes by its name; give its rows a source (the column 'source', or source=), or rename the file.")
@@ -456,24 +433,25 @@ def rank_cluster(
     **reading: Any, # source, corpus, queries, qrels, depth, judged_only, format: as for `scan_triples`
 ) -> StreamRanking: # Prints as a table; provenance["work"] says what the workers did
     "Rank the sources of shards on a Ray cluster: the table of `rank_files`, and no triple on this machine. Raises `InputError`. [paper: ECI_sem; ours: the statistics]"
-    paths, started = _shards(shards), time.perf_counter()
+    shards, started = _found(shards), time.perf_counter()
     config = _checked(config, resamples=resamples, blocks=blocks, seed=seed, memory=memory, keep=keep, alpha=alpha)
     if config.overlap == "none" and idf is not None: raise InputError("an IDF table was given, but overlap is 'none', so it would have no effect: leave it out.")
     Accumulator(1 if mean is None else len(mean), config, 2, mean=mean) # what does not fit together is refused before any walk
     if isinstance(tokenizer, str) and tokenizer != "wordpiece": get_tokenizer(tokenizer)
     with cluster_encoder(encoder, address, workers=workers, gpus_per_worker=gpus_per_worker, device=device, tokenizer=tokenizer, keep=keep) as remote:
         import ray
-        own = get_tokenizer(tokenizer, remote)
-        job = dict(config=config, idf=idf, tokenizer=tokenizer, given=dict(mean=mean), keep=keep, reading=dict(reading, batch=batch), collection=collection, named=_FileSources(paths), seed=seed)
+        own, files = get_tokenizer(tokenizer, remote), not is_dataset(shards)
+        shards = _made(shards)
+        job = dict(config=config, idf=idf, tokenizer=tokenizer, given=dict(mean=mean), keep=keep, reading=dict(reading, batch=batch), collection=collection, named=_FileSources([s.name for s in shards] if files else []), seed=seed)
         task, merge, first = (ray.remote(f).options(max_retries=_TRIES, num_returns=n) for f, n in ((_cover_shard, 3), (_merge_keys, 1), (_shared_keys, 2)))
-        job_ref, tree, told, checked = ray.put(job), _Tree(len(paths), merge.remote), {}, {}
+        job_ref, tree, told, checked = ray.put(job), _Tree(len(shards), merge.remote), {}, {}
         def start(k: int) -> tuple[Any, Any]:
-            about, *kept = task.remote(paths[k], job_ref)
+            about, *kept = task.remote(shards[k], job_ref)
             return about, kept
         def done(k: int, about: dict[str, Any], kept: Any) -> None: told[k], checked[k] = about, kept[1]; tree.add(k, kept[0])
-        _in_turn(ray, start, paths, len(remote.parts), done)
-        about = [told[k] for k in range(len(paths))]
-        _one_origin(paths, about)
+        _in_turn(ray, start, shards, len(remote.parts), done)
+        about = [told[k] for k in range(len(shards))]
+        _one_origin(shards, about)
         dropped: dict[str, dict[str, int]] = {}
         for t in about: dropped = _merge_dropped(dropped, t["dropped"])
         shared, common = first.remote(tree.root, control)
@@ -484,7 +462,7 @@ def rank_cluster(
         units = _number_of_blocks(blocks, len(names), remote.dim, queries, memory)
         if idf is None and collection is not None and config.overlap != "none": idf = IDF.fit(list(collection.corpus.values()), own)
         job |= dict(blocks=units, shared=(whole, seed, units), idf=idf)
-        sums, idf, scored = _add_up(ray, remote, paths, job, lambda k: (checked[k], common))
+        sums, idf, scored = _add_up(ray, remote, shards, job, lambda k: (checked[k], common))
         words, left_out = {s: _Lengths() for s in names}, Counter()
         for t in scored:
             left_out.update(t["left_out"])

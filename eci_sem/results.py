@@ -212,13 +212,13 @@ def _note(record: Path) -> None:
 class Compared(NamedTuple):
     "One table of two runs."
     table: str # Cell and file
-    verdict: str # same (bytes) | close | differs | missing
+    verdict: str # same (bytes) | close | differs | missing | measured (times, which are no result of their inputs: not compared)
     detail: str = ""
 
-def _tables(folder: Path) -> dict[str, Path]:
+def _tables(folder: Path) -> dict[str, tuple[Path, bool]]: # cell/file -> (path, made of measured times)
     cells = [(p.parent, m) for depth in ("", "*/", "*/*/", "*/*/*/") for p in folder.glob(f"{depth}manifest.json") if (m := read_manifest(p.parent)) and m.get("status") == "ok"]
     latest = {m["cell"]: (place, m) for place, m in sorted(cells, key=lambda c: c[1].get("started", ""))} # a runs folder may hold several runs of a cell
-    return {f"{cell}/{name}": place / name for cell, (place, m) in latest.items() for name in m["files"] if name.endswith((".csv", ".parquet"))}
+    return {f"{cell}/{name}": (place / name, isinstance(m.get("result"), dict) and bool(m["result"].get("measured"))) for cell, (place, m) in latest.items() for name in m["files"] if name.endswith((".csv", ".parquet"))}
 
 def _difference(one: Path, two: Path, tolerance: float) -> tuple[str, str]:
     import numpy as np
@@ -254,5 +254,7 @@ def compare_tables(
     a, b = found
     def verdict(name: str) -> tuple[str, str]:
         if name not in a or name not in b: return "missing", f"only in {Path(one if name in a else two).name}"
-        return ("same", "") if a[name].read_bytes() == b[name].read_bytes() else _difference(a[name], b[name], tolerance)
+        (one_path, one_timed), (two_path, two_timed) = a[name], b[name]
+        if one_path.read_bytes() == two_path.read_bytes(): return "same", ""
+        return ("measured", "made of times that were measured in each run") if one_timed and two_timed else _difference(one_path, two_path, tolerance)
     return [Compared(name, *verdict(name)) for name in sorted({**a, **b})]

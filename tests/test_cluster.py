@@ -24,6 +24,7 @@ from eci_sem.lexical import Tokenizer, get_tokenizer
 from eci_sem.rank import rank_sources
 from eci_sem.ranked_stream import rank_files, rank_stream
 from eci_sem.score import Accumulator, ECIConfig
+from eci_sem.shards import Shard, find_shards
 from eci_sem.stream import score_stream, stream_idf
 from eci_sem.triples import Triples
 
@@ -200,7 +201,8 @@ def test_a_bad_shard_stops_the_job_and_is_named(ray, shards):
     t, files, folder = shards
     good = files[3].read_bytes()
     files[3].write_bytes(good[:len(good) // 2])
-    for task in (lambda: C._count_shard(str(files[3]), [], [], dict(reading={})), lambda: C._score_shard(str(files[3]), Digests(), dict(tokenizer="word", config=ECIConfig(), idf=None, keep=1, blocks=0, given={}, reading={}))):
+    shard = Shard(str(files[3]), str(files[3]))
+    for task in (lambda: C._count_shard(shard, [], [], dict(reading={})), lambda: C._score_shard(shard, Digests(), dict(tokenizer="word", config=ECIConfig(), idf=None, keep=1, blocks=0, given={}, reading={}))):
         with pytest.raises(InputError, match=r"3\.parquet: not a readable Parquet file"): task()
     files[3].write_bytes(good)
     with open(files[1], "a") as f: f.write('{"query": "q", "positive": "p"}\n')
@@ -238,8 +240,8 @@ def test_a_worker_without_memory_for_a_shard_does_not_call_it_damaged(shards, mo
     import pyarrow.parquet as pq
     def full(self, *_, **__): raise pa.ArrowMemoryError("malloc of size 268435456 failed")
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", full)
-    path = str(shards[1][0])
-    for task in (lambda: C._count_shard(path, [], [], dict(reading={})), lambda: C._cover_shard(path, dict(reading={}, collection=None, named=C._FileSources([path]), seed=0))):
+    shard = Shard(str(shards[1][0]), str(shards[1][0]))
+    for task in (lambda: C._count_shard(shard, [], [], dict(reading={})), lambda: C._cover_shard(shard, dict(reading={}, collection=None, named=C._FileSources([shard.name]), seed=0))):
         with pytest.raises(InputError, match=r"0\.parquet: a worker ran out of memory; give a smaller batch="): task()
 
 
@@ -260,7 +262,7 @@ def test_shards_are_looked_for_before_anything_is_started(tmp_path):
     refused("encoder is int, expected an Encoder, a name for load_encoder, or a function", path, encoder=3)
     refused("workers is 0, expected a whole number of at least 1", path, workers=0)
     for name in ("_SUCCESS", ".hidden.jsonl", "notes.txt"): (tmp_path / name).write_text("x")
-    assert C._shards(tmp_path) == [str(path)]
+    assert [s.at for s in find_shards(tmp_path)] == [str(path)]
 
 
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):

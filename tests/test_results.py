@@ -196,6 +196,18 @@ def test_tables_are_compared_cell_by_cell(tmp_path):
     with pytest.raises(InputError, match="no finished cell with a table is in it"): compare_tables(a, tmp_path / "nothing")
 
 
+def test_tables_of_measured_times_are_not_compared_where_both_runs_say_so(tmp_path):
+    t = scores()
+    for run, value in (("a", t["value"]), ("b", t["value"] + 1)):
+        for name in ("timed", "half", "other"):
+            cell(tmp_path / run / f"{name}-111", name, {"x": t.assign(value=value)})
+            path = tmp_path / run / f"{name}-111/manifest.json"
+            result = {"timed": dict(measured="seconds"), "half": dict(measured="seconds") if run == "a" else dict(), "other": [1]}[name]
+            path.write_text(json.dumps({**json.loads(path.read_text()), "result": result}))
+    found = verdicts(tmp_path / "a", tmp_path / "b")
+    assert {k: v for k, (v, _) in found.items()} == {f"{n}/x.{k}": v for n, v in (("timed", "measured"), ("half", "differs"), ("other", "differs")) for k in ("csv", "parquet")}
+
+
 @pytest.mark.parametrize("change, tolerance, verdict", [
     (dict(value=lambda t: t["value"] * (1 + 1e-7)), 1e-6, "close"), (dict(value=lambda t: t["value"] * (1 + 1e-5)), 1e-6, "differs"),
     (dict(value=lambda t: t["value"] * 1e6), 0.9, "differs"), (dict(n=lambda t: t["n"] + 1), 0.01, "differs"), (dict(n=lambda t: t["n"] + 1), 0.02, "close"), # relative above 1
