@@ -222,3 +222,10 @@ def test_what_a_data_set_can_not_give(ray):
     context = module.data.DataContext.get_current()
     assert not context.execution_options.preserve_order # as it was
     assert not left_behind()
+
+
+def test_the_command_takes_addresses_for_a_cluster_only(capsys):
+    from eci_sem.cli import main
+    for more in ([], ["--stream"], ["--engine", "ray"]):
+        assert main(["rank", "x.jsonl", "s3://KEYNAME:SECRETWORD@bucket/x.parquet?region=r", "--encoder", "glove", *more]) == 2
+        assert capsys.readouterr().err == "eci-sem: s3://bucket/x.parquet: an address is read by the workers of a cluster: add --stream --engine ray, or copy it to this machine.\n"
