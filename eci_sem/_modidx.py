@@ -879,6 +879,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'eci_sem.runs._locked': ('runs.html#_locked', 'eci_sem/runs.py'),
                               'eci_sem.runs._progress': ('runs.html#_progress', 'eci_sem/runs.py'),
                               'eci_sem.runs._settled': ('runs.html#_settled', 'eci_sem/runs.py'),
+                              'eci_sem.runs._wait_until_ended': ('runs.html#_wait_until_ended', 'eci_sem/runs.py'),
                               'eci_sem.runs.drop_progress_bars': ('runs.html#drop_progress_bars', 'eci_sem/runs.py'),
                               'eci_sem.runs.estimates': ('runs.html#estimates', 'eci_sem/runs.py'),
                               'eci_sem.runs.make_readme': ('runs.html#make_readme', 'eci_sem/runs.py'),

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -43,6 +43,18 @@ import papermill
 papermill.execute_notebook(**json.loads(sys.argv[1]))
 """
 
+_ENDING = 30.0 # seconds that the orphans of a killed runner may take: they are interrupted, and ended after 10
+
+def _wait_until_ended(log: Path) -> None:
+    "Wait for the processes that write this log: they hold a lock on it, and would put a folder that is removed now there again."
+    import fcntl
+    end = time.monotonic() + _ENDING
+    while time.monotonic() < end:
+        try:
+            with open(log) as out: fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB); return
+        except BlockingIOError: time.sleep(0.1)
+        except OSError: return # no log, or a disk without locks
+
 @contextmanager
 def _locked(base: Path):
     import fcntl
@@ -51,7 +63,7 @@ def _locked(base: Path):
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError: raise InputError(f"another run is at work in {base.name}/ of that runs folder; wait for it, or give another folder.") from None
         # nobody else is here: temporary folders are what a killed run left
-        for stale in [*base.glob(".*.part"), *base.glob("*/.*.part")]: shutil.rmtree(stale, ignore_errors=True)
+        for stale in [*base.glob(".*.part"), *base.glob("*/.*.part")]: _wait_until_ended(stale / "log.txt"); shutil.rmtree(stale, ignore_errors=True)
         yield
 
 def _error(notebook: Path, log: str, code: int) -> str:
@@ -85,11 +97,13 @@ class _Worker:
     def _relative(self, path: Path) -> str: return path.relative_to(self.plan.root).as_posix() if path.is_relative_to(self.plan.root) else str(path)
 
     def _execute(self, cell: Cell, folder: Path) -> tuple[int, str]:
+        import fcntl
         notebook, log = folder / "notebook.ipynb", folder / "log.txt"
         needs = {k: [self._relative(self.base / self.plan[n].folder) for n in names] for k, names in cell.needs.items()}
         parameters = {**cell.given, **needs, **({"out": self._relative(folder)} if cell.takes_out else {})}
         call = dict(input_path=cell.notebook, output_path=self._relative(notebook), parameters=parameters, kernel_name="python3", cwd=".", progress_bar=True)
         with open(log, "wb") as out:
+            with suppress(OSError): fcntl.flock(out, fcntl.LOCK_EX) # held by all that inherit it, as long as they live: see _wait_until_ended
             child = subprocess.Popen([sys.executable, "-c", _CHILD, json.dumps(call)], stdin=subprocess.PIPE, stdout=out, stderr=out, cwd=self.plan.root, env=self.env, start_new_session=True)
         self.running[cell.name] = log
         try:

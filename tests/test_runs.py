@@ -506,6 +506,51 @@ def test_a_killed_run_resumes_and_gives_the_same_tables(tiny):
     assert straight.exit_status == 0
 
 
+# writes until it is ended, its folder too when that is gone
+BUSY = ["seed: int = 0\nout: str = ''", """
+import time
+from pathlib import Path
+first = not Path("half-way").exists()
+Path("half-way").touch()
+while True:
+    Path(out).mkdir(exist_ok=True)
+    (Path(out) / "table.csv").write_text("x\\n1\\n")
+    if not first: break
+    time.sleep(0.01)"""]
+
+
+def test_what_an_orphan_writes_at_last_is_not_left_behind(tiny):
+    "The runner is killed, its notebook misses the interrupt (a callback may swallow it) and goes on for two seconds, and the runner is started again at once."
+    write_notebook(tiny / "nbs/experiments/busy.ipynb", *BUSY)
+    p = make_plan(tiny, "  - {name: busy, notebook: experiments/busy}\n")
+    code = """from pathlib import Path
+from eci_sem import runs
+deaf = runs._CHILD.replace("os.kill(os.getpid(), signal.SIGINT); time.sleep(10)", "time.sleep(2)")
+assert deaf != runs._CHILD
+runs._CHILD = deaf
+runs.run(runs.plan(Path("small.yaml").resolve(), root="."))"""
+    runner = subprocess.Popen([sys.executable, "-c", code], cwd=tiny)
+    try: wait_for(lambda: (tiny / "half-way").exists() or runner.poll() is not None)
+    finally: runner.send_signal(signal.SIGKILL); runner.wait()
+    assert [o.state for o in run(p).outcomes] == ["finished"]
+    assert [f.name for f in (tiny / "runs/small").iterdir() if f.name.endswith(".part")] == [] and not processes_in(tiny)
+
+
+def test_a_log_that_nobody_writes_is_not_waited_for(tmp_path, monkeypatch):
+    import fcntl
+    from eci_sem import runs
+    start = time.monotonic()
+    runs._wait_until_ended(tmp_path / "none.txt")
+    (tmp_path / "log.txt").touch()
+    runs._wait_until_ended(tmp_path / "log.txt")
+    assert time.monotonic() - start < 1
+    monkeypatch.setattr(runs, "_ENDING", 0.5)
+    with open(tmp_path / "log.txt") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        runs._wait_until_ended(tmp_path / "log.txt") # gives up
+    assert time.monotonic() - start >= 0.5
+
+
 # fills the embedding cache as an encoder does, only that the vectors are made up
 WORK = ["rows: int = 400\nseed: int = 0\ntables: list[str] = []\nout: str = ''", """
 import hashlib, time
