@@ -338,8 +338,8 @@ def _rank(args: argparse.Namespace) -> int:
     out = _out(args.out, (".csv", ".json", ".tex")) if args.out else None
     check_engine(args.engine, args.address, "--")
     if not (args.stream and args.engine == "ray") and (away := next((f for f in args.files if "://" in f), None)):
-        from eci_sem.shards import _shown
-        raise InputError(f"{_shown(away)}: an address is read by the workers of a cluster: add --stream --engine ray, or copy it to this machine.")
+        from eci_sem.shards import shown_address
+        raise InputError(f"{shown_address(away)}: an address is read by the workers of a cluster: add --stream --engine ray, or copy it to this machine.")
     if args.stream: return _rank_stream(args, out)
     config, triples = _config(args.config, args.tau, args.gain), _read(args.files, **_reading(args))
     from eci_sem.rank import rank_sources

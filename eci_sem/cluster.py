@@ -33,7 +33,7 @@ from .lexical import IDF, Tokenizer, get_tokenizer
 from .ranked_stream import StreamRanking, _checked, _clean, _common, _covered, _number_of_blocks, _ranking, _Shared, _sound
 from .runs import Outcome, _Worker
 from .score import Accumulator, ECIConfig, Score
-from .shards import Shard, dataset_shards, find_shards, is_dataset
+from .shards import Shard, dataset_shards, find_shards, is_address, is_dataset, shown_address
 from .stream import _positives, _unseen, _Vectors, accumulate_stream
 from .triples import Triples, _merge_dropped
 
@@ -365,12 +365,22 @@ def _work(remote: ClusterEncoder, told: list[dict[str, Any]], started: float, *m
     return dict(shards=len(told), rows=sum(t["rows"] for t in told), workers=len(remote.parts), encoded=sum(r.get("encoded", 0) for r in reports), asked=sum(r.get("asked", 0) for r in reports),
         peak_mb=max(r["peak_mb"] for r in [*told, *more, *reports]), seconds=round(time.perf_counter() - started, 3))
 
-def _found(shards: Any) -> Any: return shards if is_dataset(shards) else find_shards(shards) # before a cluster is asked for anything
+def _found(shards: Any, reading: dict[str, Any]) -> Any: # before a cluster is asked for anything
+    for name in ("corpus", "queries", "qrels"):
+        if is_address(x := reading.get(name)): raise InputError(f"{name} is {shown_address(x)}: only shards may be in a store; give a path that every machine can read.")
+    return shards if is_dataset(shards) else find_shards(shards)
 
-def _made(shards: Any) -> list[Shard]: return dataset_shards(shards) if is_dataset(shards) else shards
+@contextmanager
+def _at_work(shards: Any, encoder: Any, address: str | None, *, workers: int | None, device: str | None, **options: Any) -> Iterator[tuple[list[Shard], ClusterEncoder]]:
+    "The shards, and what encodes their texts."
+    _maker(encoder, device) # what is no encoder is refused before a cluster is started
+    with connected(address, workers):
+        # a data set first: the encoders take all GPUs, and its steps may need some
+        if is_dataset(shards): shards = dataset_shards(shards)
+        with cluster_encoder(encoder, None, workers=workers, device=device, **options) as remote: yield shards, remote
 
 def score_cluster(
-    shards: Any, # A folder of Parquet and JSONL files, a pattern such as "triples/*.parquet", one file, or a list of files in any format that `scan_triples` takes, readable under these paths on every machine; the same in a store, e.g. "s3://bucket/triples/*.parquet"; or a `ray.data.Dataset` of triples
+    shards: Any, # A folder of Parquet and JSONL files, a pattern such as "triples/*.parquet", one file, or a list of files in any format that `scan_triples` takes, readable under these paths on every machine; files in a store, e.g. "s3://bucket/triples/*.parquet"; or a `ray.data.Dataset` of triples
     encoder: Any, # Frozen target encoder: an Encoder, a name for `load_encoder`, or a function that makes an encoder in the actor
     config: ECIConfig | None = None, # Factors by name; None: the defaults
     *,
@@ -389,25 +399,25 @@ def score_cluster(
     **reading: Any, # source, corpus, queries, format, ...: as for `scan_triples`
 ) -> ClusterScores: # source -> score of all its triples
     "ECI_sem of each source over the shards, on a Ray cluster, in bounded memory. Raises `InputError`. [paper]"
-    shards, config, started = _found(shards), ECIConfig() if config is None else config, time.perf_counter()
+    shards, config, started = _found(shards, reading), ECIConfig() if config is None else config, time.perf_counter()
     if config.overlap == "none" and idf is not None: raise InputError("an IDF table was given, but overlap is 'none', so it would have no effect: leave it out.")
     given, reading = dict(calibration=calibration, prior=prior, mean=mean), dict(reading, batch=batch)
     if calibration is None: Accumulator(1 if mean is None else len(mean), config, blocks, **given) # what does not fit together is refused before any walk
     if isinstance(tokenizer, str) and tokenizer != "wordpiece": get_tokenizer(tokenizer)
-    with cluster_encoder(encoder, address, workers=workers, gpus_per_worker=gpus_per_worker, device=device, tokenizer=tokenizer, keep=keep) as remote:
+    with _at_work(shards, encoder, address, workers=workers, gpus_per_worker=gpus_per_worker, device=device, tokenizer=tokenizer, keep=keep) as (shards, remote):
         import ray
         Accumulator(remote.dim, config, blocks, **given)
         job = dict(config=config, idf=idf, tokenizer=tokenizer, given=given, blocks=blocks, keep=keep, reading=reading)
-        found, idf, told = _add_up(ray, remote, _made(shards), job, lambda k: (None, None))
+        found, idf, told = _add_up(ray, remote, shards, job, lambda k: (None, None))
         return ClusterScores(found, idf, _work(remote, told, started))
 
 # %% ../nbs/10d_cluster.ipynb #c1u5t0e2
 def _one_origin(shards: Sequence[Shard], told: Sequence[dict[str, Any]]) -> None:
     "A source that is named after its file is in no other file."
-    found = [(s, shard.name, t["name"]) for shard, t in zip(shards, told) for s in ([t["name"]] if t["name"] else t["sources"])]
-    times, named = Counter(s for s, *_ in found), {s: path for s, path, name in found if name}
-    for s, path, _ in found:
-        if s in named and times[s] > 1 and path != named[s]: raise InputError(f"{path}: source {s!r} is in {named[s]} too, which has no source of its own and goes by its name; give its rows a source (the column 'source', or source=), or rename the file.")
+    found = [(s, k, t["name"]) for k, t in enumerate(told) for s in ([t["name"]] if t["name"] else t["sources"])]
+    times, named = Counter(s for s, *_ in found), {s: k for s, k, name in found if name}
+    for s, k, _ in found:
+        if s in named and times[s] > 1 and k != named[s]: raise InputError(f"{shards[k].name}: source {s!r} is in {shards[named[s]].name} too, which has no source of its own and goes by its name; give its rows a source (the column 'source', or source=), or rename the file.")
 
 def rank_cluster(
     shards: Any, # As for `score_cluster`
@@ -433,15 +443,14 @@ def rank_cluster(
     **reading: Any, # source, corpus, queries, qrels, depth, judged_only, format: as for `scan_triples`
 ) -> StreamRanking: # Prints as a table; provenance["work"] says what the workers did
     "Rank the sources of shards on a Ray cluster: the table of `rank_files`, and no triple on this machine. Raises `InputError`. [paper: ECI_sem; ours: the statistics]"
-    shards, started = _found(shards), time.perf_counter()
+    shards, started, files = _found(shards, reading), time.perf_counter(), not is_dataset(shards)
     config = _checked(config, resamples=resamples, blocks=blocks, seed=seed, memory=memory, keep=keep, alpha=alpha)
     if config.overlap == "none" and idf is not None: raise InputError("an IDF table was given, but overlap is 'none', so it would have no effect: leave it out.")
     Accumulator(1 if mean is None else len(mean), config, 2, mean=mean) # what does not fit together is refused before any walk
     if isinstance(tokenizer, str) and tokenizer != "wordpiece": get_tokenizer(tokenizer)
-    with cluster_encoder(encoder, address, workers=workers, gpus_per_worker=gpus_per_worker, device=device, tokenizer=tokenizer, keep=keep) as remote:
+    with _at_work(shards, encoder, address, workers=workers, gpus_per_worker=gpus_per_worker, device=device, tokenizer=tokenizer, keep=keep) as (shards, remote):
         import ray
-        own, files = get_tokenizer(tokenizer, remote), not is_dataset(shards)
-        shards = _made(shards)
+        own = get_tokenizer(tokenizer, remote)
         job = dict(config=config, idf=idf, tokenizer=tokenizer, given=dict(mean=mean), keep=keep, reading=dict(reading, batch=batch), collection=collection, named=_FileSources([s.name for s in shards] if files else []), seed=seed)
         task, merge, first = (ray.remote(f).options(max_retries=_TRIES, num_returns=n) for f, n in ((_cover_shard, 3), (_merge_keys, 1), (_shared_keys, 2)))
         job_ref, tree, told, checked = ray.put(job), _Tree(len(shards), merge.remote), {}, {}

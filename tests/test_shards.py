@@ -1,21 +1,27 @@
 "Shards from a store and from Ray Data: the same triples as from files, errors by the shard's own name, no key in them, nothing left behind."
 import glob
 import os
+import shutil
+import signal
 import tempfile
 import threading
+import time
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from eci_sem import cluster as C
 from eci_sem import shards as S
 from eci_sem.cluster import rank_cluster, score_cluster
 from eci_sem.collection import InputError
+from eci_sem.lexical import Tokenizer, get_tokenizer
 from eci_sem.score import ECIConfig
-from eci_sem.shards import Shard, dataset_shards, find_shards, is_dataset
-from eci_sem.stream import score_stream
+from eci_sem.shards import Shard, dataset_shards, find_shards, is_dataset, shown_address
+from eci_sem.stream import score_stream, stream_idf
 from eci_sem.triples import Triples
 from test_cluster import NAMES, Digests, batches, content, ray, same, shards, some_triples, split, uneven  # noqa: F401
 
@@ -71,13 +77,13 @@ def test_files_of_an_address_a_folder_and_a_pattern(shards):
     for name in ("_SUCCESS", ".hidden.jsonl", "notes.txt"): (folder / name).write_text("x")
     (folder / "more").mkdir()
     files[0].rename(folder / "more/5.parquet")
-    at = lambda *given: [s.at for s in find_shards(*given)]
+    at = lambda *given: [s.name for s in find_shards(*given)]
     base = f"file://{folder}"
     assert at(base) == at(base + "/") == [f"{base}/{n}" for n in NAMES[1:]]
     assert at(f"{base}/*.jsonl") == [f"{base}/1.jsonl", f"{base}/4.jsonl"]
     assert at(f"{base}/*/*.parquet") == [f"{base}/more/5.parquet"]
     assert at([f"{base}/[12].jsonl*", folder / "4.jsonl"]) == [f"{base}/1.jsonl", f"{base}/2.jsonl.gz", str(folder / "4.jsonl")]
-    assert at(f"{base}/3.parquet") == [f"{base}/3.parquet"] and [s.name for s in find_shards(folder / "3.parquet")] == [str(folder / "3.parquet")]
+    assert at(f"{base}/3.parquet") == [f"{base}/3.parquet"] and at(folder / "3.parquet") == [str(folder / "3.parquet")]
 
 
 def test_what_can_not_be_found(tmp_path):
@@ -87,37 +93,68 @@ def test_what_can_not_be_found(tmp_path):
     refused(r"file://.*nowhere: no such object or folder\.", f"{base}/nowhere")
     refused(r"file://.*\*\.parquet: no object fits this pattern\.", f"{base}/*.parquet")
     refused("holds no .parquet, .jsonl or .jsonl.gz file", base)
+    refused(r"\*\* is no pattern in a store; name the folders", f"{base}/**/*.jsonl")
+    refused("s3://\\*: names no folder or bucket", "s3://*")
     refused("ftp://x/y: this address can't be used .*expected file://, s3://, gs:// or hdfs://", "ftp://x/y")
-    some_triples(3).write(tmp_path / "a.jsonl")
-    refused(r"file://.*a\.jsonl: the shard is named 2 times", [f"{base}/a.jsonl", f"{base}/*.jsonl"])
+    path = some_triples(3).write(tmp_path / "a.jsonl")
+    for twice in ([f"{base}/a.jsonl", f"{base}/*.jsonl"], [f"{base}/a.jsonl", path], [path, os.path.relpath(path)], [f"{base}/a.jsonl", f"{base}//a.jsonl"]): refused(r"a\.jsonl: the shard is named 2 times", twice)
     refused("the list of shards is empty", [])
+    refused("shards hold NoneType, expected paths, addresses, or a list of these", None)
+    refused("shards hold int, expected", [path, 3])
+    refused("an address was given as a Path, .*give it as text", Path("s3://KEYNAME:SECRETWORD@bucket/x"))
+    with pytest.raises(InputError, match=r"queries is s3://bucket/q\.tsv: only shards may be in a store"): score_cluster(path, Digests, queries="s3://KEYNAME:SECRETWORD@bucket/q.tsv")
+
+
+def test_an_address_is_shown_without_key_and_options():
+    for given, shown in (("s3://KEY:SE/CRET@bucket/x.jsonl?region=r", "s3://bucket/x.jsonl"), ("s3://KEY:S@CRET@bucket/x", "s3://bucket/x"), ("s3://bucket/v@1/x", "s3://bucket/v@1/x"), ("file:///d/v@1/a:b@c", "file:///d/v@1/a:b@c"), ("hdfs://host:9000/v@1/x", "hdfs://host:9000/v@1/x")):
+        assert shown_address(given) == shown
+
+
+NAMES_OF_ALL_KINDS = ("a+b.jsonl", "a%2Bb.jsonl", "x y.jsonl", "k[1].jsonl", "h#i.jsonl", "p%20q.jsonl", "w?z.jsonl", "v@1.jsonl", "é.jsonl")
+
+
+def test_objects_of_all_names_are_found_and_none_is_taken_for_another(tmp_path):
+    folder = tmp_path / "my folder"
+    folder.mkdir()
+    for name in NAMES_OF_ALL_KINDS: (folder / name).write_text(name)
+    found = find_shards(f"file://{tmp_path}/my%20folder/")
+    assert found == find_shards(f"file://{tmp_path}/my%20folder/*.jsonl") == find_shards(f"file://{tmp_path}/my folder") and len(found) == len(NAMES_OF_ALL_KINDS)
+    for shard in found:
+        with shard.file() as path: assert shard.name == f"file://{folder}/{Path(path).read_text()}" and Path(path).name == Path(path).read_text()
+    assert [s.name for s in find_shards(f"file://{tmp_path}/my%20folder/x%20*.jsonl")] == [f"file://{folder}/x y.jsonl"]
+
+
+def object_at(path, name=None):
+    (shard,) = find_shards(f"file://{path}")
+    return replace(shard, name=name or shard.name)
 
 
 def test_an_object_is_read_as_its_file_is_and_the_copy_is_removed(shards):
     _, files, _ = shards
     for f in files:
-        with Shard("x", f"file://{f}").file() as path:
+        with object_at(f).file() as path:
             assert path != str(f) and Path(path).read_bytes() == f.read_bytes()
         assert not Path(path).exists()
         with Shard(str(f), str(f)).file() as path: assert path == str(f)
-    with pytest.raises(InputError, match=r"s: can't be fetched \(FileNotFoundError\); it must be there for every machine"):
-        with Shard("s", f"file://{files[0]}.gone").file(): pass
+    shard = object_at(files[0], "s")
+    files[0].unlink()
+    with pytest.raises(InputError, match=r"s: can't be fetched \(FileNotFoundError\); an object must be there for every machine"):
+        with shard.file(): pass
     assert not left_behind()
 
 
-def test_errors_go_by_the_shards_name():
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "a.jsonl").write_text("{}")
-        shard = Shard("s3://bucket/a.jsonl", f"file://{folder}/a.jsonl")
-        def told(say, shard=shard):
-            with pytest.raises(InputError) as e:
-                with shard.file() as path: raise InputError(say(path))
-            return str(e.value)
-        assert told(lambda p: f"{p}:3: no query") == "s3://bucket/a.jsonl:3: no query"
-        assert told(lambda p: "no query") == "s3://bucket/a.jsonl: no query"
-        assert told(lambda p: f"{p}:3: no query", Shard("/x/a.jsonl", f"{folder}/a.jsonl")) == f"/x/a.jsonl: {folder}/a.jsonl:3: no query"
-        with pytest.raises(InputError, match="s3://bucket/a.jsonl: a worker ran out of memory; give a smaller batch="):
-            with shard.file(): raise MemoryError
+def test_errors_go_by_the_shards_name(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}")
+    shard = object_at(tmp_path / "a.jsonl", "s3://bucket/a.jsonl")
+    def told(say, shard=shard):
+        with pytest.raises(InputError) as e:
+            with shard.file() as path: raise InputError(say(path))
+        return str(e.value)
+    assert told(lambda p: f"{p}:3: no query") == "s3://bucket/a.jsonl:3: no query"
+    assert told(lambda p: "no query") == "s3://bucket/a.jsonl: no query"
+    assert told(lambda p: f"{p}:3: no query", Shard("/x/a.jsonl", f"{tmp_path}/a.jsonl")) == f"/x/a.jsonl: {tmp_path}/a.jsonl:3: no query"
+    with pytest.raises(InputError, match="s3://bucket/a.jsonl: a worker ran out of memory; give a smaller batch="):
+        with shard.file(): raise MemoryError
     assert not left_behind()
 
 
@@ -125,16 +162,17 @@ def test_what_a_killed_process_left_is_removed_by_the_next(shards, tmp_path, mon
     import subprocess
     import sys
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    run = f"from eci_sem.shards import Shard; import time\nwith Shard('x', 'file://{shards[1][0]}').file() as path: print(path, flush=True); time.sleep(60)"
+    run = f"from eci_sem.shards import find_shards; import time\nwith find_shards('file://{shards[1][0]}')[0].file() as path: print(path, flush=True); time.sleep(60)"
+    other = object_at(shards[1][1])
     with subprocess.Popen([sys.executable, "-c", run], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}) as p:
         path = Path(p.stdout.readline().strip())
         monkeypatch.setattr(S, "_MINUTE", 0)
-        with Shard("y", f"file://{shards[1][1]}").file(): assert path.exists() # it lives
+        with other.file(): assert path.exists() # it lives
         monkeypatch.setattr(S, "_MINUTE", 60)
         p.kill()
-    with Shard("y", f"file://{shards[1][1]}").file(): assert path.exists() # not yet: a young folder may be about to be locked
+    with other.file(): assert path.exists() # not yet: a young folder may be about to be locked
     monkeypatch.setattr(S, "_MINUTE", 0)
-    with Shard("y", f"file://{shards[1][1]}").file(): assert not path.parent.exists()
+    with other.file(): assert not path.parent.exists()
     assert not left_behind()
 
 
@@ -146,7 +184,7 @@ def test_objects_of_a_store_are_scored_as_files_are_and_no_key_is_told(ray, shar
     with object_store(objects) as (host, asked):
         options = f"?endpoint_override={host}&scheme=http&region=us-east-1"
         given = f"s3://KEYNAME:SECRETWORD@bucket/triples{options}"
-        assert [s.name for s in find_shards(given)] == [f"s3://bucket/triples/{n}" for n in NAMES]
+        assert [s.name for s in find_shards(given)] == [f"s3://bucket/triples/{n}" for n in NAMES] and "SECRET" not in repr(find_shards(given))
         found = score_cluster(f"s3://KEYNAME:SECRETWORD@bucket/triples/*{options}", Digests, workers=3, batch=17)
         assert content(found) == content(score_cluster(folder, Digests, workers=3, batch=17))
         same(found, score_stream(batches(files), Digests()))
@@ -161,6 +199,33 @@ def test_objects_of_a_store_are_scored_as_files_are_and_no_key_is_told(ray, shar
     assert messages[2].startswith("s3://other/x.jsonl: ") and messages[3].startswith("s3://bucket/x.jsonl: the store does not answer, or gives no right to read")
     for word in ("KEYNAME", "SECRETWORD"): assert not any(word in m for m in messages) and word not in "".join(capfd.readouterr())
     assert not left_behind()
+
+
+def test_a_task_that_is_killed_with_a_copy_is_tried_again(ray, shards, tmp_path):
+    t, files, folder = shards
+    base, words, flag = f"file://{folder}/[0-9]*", get_tokenizer("word"), tmp_path / "killed"
+    def deadly(texts): # once, in a task, which holds a copy then
+        import ray
+        if not ray.get_runtime_context().get_actor_id() and not flag.exists(): flag.touch(); os.kill(os.getpid(), signal.SIGKILL)
+        return words(texts)
+    idf = stream_idf([t])
+    there, here = (score_cluster(base, Digests, workers=2, batch=17, idf=idf, tokenizer=Tokenizer("word", words.fingerprint, split)) for split in (deadly, words.split))
+    assert flag.exists() and content(there) == content(here)
+    for left in left_behind(): shutil.rmtree(left) # of the one that was killed, which the next copy would remove after a minute
+
+
+def test_a_bad_object_ends_the_tasks_that_hold_copies(ray, tmp_path):
+    t, words, at = some_triples(60), get_tokenizer("word"), tmp_path / "at work"
+    Triples.from_rows([dict(r, query=r["query"] + " slow") for r in t.table.to_pylist()]).write(tmp_path / "0.parquet")
+    with open(t.write(tmp_path / "1.jsonl"), "a") as f: f.write('{"query": "q", "positive": "p"}\n')
+    def split(texts): # the slow one never ends; the bad one waits for it, then comes to its last line
+        import ray
+        if not ray.get_runtime_context().get_actor_id():
+            if any("slow" in x for x in texts): at.touch()
+            while not at.exists() or any("slow" in x for x in texts): time.sleep(0.05) # an interrupt comes between two steps
+        return words(texts)
+    with pytest.raises(InputError, match=rf"^file://{tmp_path}/1\.jsonl:61: "): score_cluster(f"file://{tmp_path}/[01].*", Digests, workers=2, batch=20, idf=stream_idf([t]), tokenizer=Tokenizer("word", words.fingerprint, split))
+    assert at.exists() and not left_behind()
 
 
 def test_files_of_a_store_go_by_their_names(ray, tmp_path):
@@ -198,6 +263,32 @@ def test_a_data_set_is_ranked_as_files_are(ray, uneven):
     data = module.data.from_arrow([Triples.read(f).table for f in files])
     there = rank_cluster(data, Digests, workers=3, batch=17)
     assert there.table.equals(here.table) and there.pairs.equals(here.pairs) and there.draws["eci_sem"].equals(here.draws["eci_sem"])
+
+
+def test_blocks_of_several_kinds_counts_of_dropped_rows_and_columns_that_parquet_can_not_hold(ray, uneven):
+    import pyarrow as pa
+    import ray as module
+    t, _, _ = uneven
+    tables = [t.table.slice(0, 200), t.table.slice(200)]
+    mixed = module.data.from_arrow(tables[0]).union(module.data.from_pandas(tables[1].to_pandas()))
+    same(score_cluster(mixed, Digests, workers=2), score_stream(lambda: [t], Digests()))
+    # each block of a file would bring the file's counts again
+    noted = t.table.replace_schema_metadata({"eci_sem.dropped": '{"a": {"no text": 7}}'})
+    assert Triples(t.table, {"a": {"no text": 7}}).dropped and not rank_cluster(module.data.from_arrow([noted.slice(0, 200), noted.slice(200)]), Digests, workers=2, resamples=40).dropped["reason"].eq("no text").any()
+    odd = t.table.append_column("meta", pa.array([{}] * len(t), pa.struct([])))
+    with pytest.raises(InputError, match=r"block 1 of 1 of the data set: can't be fetched \(Arrow\w+\); .* must fit on the disk of temporary files and in columns of Parquet"): score_cluster(module.data.from_arrow(odd), Digests, workers=1)
+
+
+def test_a_data_set_is_made_before_the_encoders_take_the_gpus(ray, shards, monkeypatch):
+    import ray as module
+    order = []
+    for name in ("dataset_shards", "cluster_encoder"): monkeypatch.setattr(C, name, lambda *given, name=name, real=getattr(C, name), **more: order.append(name) or real(*given, **more))
+    data = module.data.from_arrow(shards[0].table)
+    score_cluster(data, Digests, workers=1)
+    assert order == ["dataset_shards", "cluster_encoder"]
+    with pytest.raises(InputError, match="a data set is in a list of shards; give it alone, several joined by its union"): score_cluster([data, shards[1][0]], Digests)
+    with pytest.raises(InputError, match="encoder is int, expected an Encoder"): score_cluster(data, 3)
+    assert order == ["dataset_shards", "cluster_encoder"]
 
 
 def test_other_columns_that_a_parquet_file_may_have_and_a_source_by_name(ray):
