@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,13 @@ def measured(parts: Mapping[str, Callable[[argparse.Namespace], list[dict[str, A
     for name, part in parts.items():
         if args.only in (None, name): report["claims"] += part(args)
     return finish(report, args.json)
+
+def agreement(tables: Sequence[Any]) -> tuple[list[str], str]: # (what differs, how many were held against each other)
+    "What `compare_tables` found, in words; tables made of measured times can't come out again and need only be there."
+    same, timed = (sum(t.verdict == v for t in tables) for v in ("same", "measured"))
+    problems = [f"{t.table}: {t.verdict} {t.detail}".rstrip() for t in tables if t.verdict not in ("same", "measured")]
+    if not same and not problems: problems.append("no table can be compared: all of them are made of measured times")
+    return problems, f"{same} tables" + f" (and {timed} of times, measured in each run)" * bool(timed)
 
 def memory() -> float:
     "Memory of this process in MB: now where that can be told, else the most so far."

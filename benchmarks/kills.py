@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import psutil
+from common import agreement
 
 from eci_sem.profiles import Plan, plan
 from eci_sem.results import compare_tables, finished
@@ -60,15 +61,12 @@ def state(p: Plan, work: Path) -> tuple[dict[str, str], list[str]]:
 def wrong(p: Plan, quiet: Path, work: Path, before: dict[str, str], seen: list[psutil.Process]) -> list[str]:
     "What does not hold of a round that has come to its end."
     done, half = state(p, work)
-    tables = compare_tables(quiet / "runs" / p.profile, work / "runs" / p.profile)
-    found = [f"{t.table}: {t.verdict} {t.detail}".rstrip() for t in tables if t.verdict not in ("same", "measured")]
+    found, told = agreement(compare_tables(quiet / "runs" / p.profile, work / "runs" / p.profile))
     found += [f"{name}: was finished before a kill, and was {'run again' if name in done else 'lost'}" for name, started in before.items() if done.get(name) != started]
     found += [f"{name}: half done, and left behind" for name in half]
     _, alive = psutil.wait_procs(seen, timeout=60)
     found += [f"process {process.pid} goes on" for process in alive]
-    timed = sum(t.verdict == "measured" for t in tables)
-    if len(tables) == timed: found.append("no table can be compared: all of them are made of measured times")
-    if not found: print(f"      {len(tables) - timed} tables of {len(done)} cells are those of the undisturbed run" + f"; {timed} more are made of times, measured in each run" * bool(timed), flush=True)
+    if not found: print(f"      {told} of {len(done)} cells are those of the undisturbed run", flush=True)
     return found
 
 

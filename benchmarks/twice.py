@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import yaml
+from common import agreement
 
 from eci_sem.profiles import inspect_notebook, plan
 from eci_sem.results import compare_tables
@@ -52,13 +53,10 @@ def main() -> int:
             print(f"{name} run: {time.monotonic() - clock:.0f} s, {how}", flush=True)
             if result.returncode: print(f"{result.stdout}\n{result.stderr[-2000:]}\nFAIL  the {name} run did not come through"); return 1
         found = compare_tables(work / "first", work / "second")
-        for table in found:
-            if table.verdict not in ("same", "measured"): print(f"FAIL  {table.table}: {table.verdict} {table.detail}".rstrip())
-        timed = sum(t.verdict == "measured" for t in found)
-        good = len(found) > timed and all(t.verdict in ("same", "measured") for t in found)
-        if good: print(f"PASS  {len(found) - timed} tables, the same in both runs" + f"; {timed} more are made of times, measured in each run" * bool(timed))
-        elif len(found) == timed: print("FAIL  no table can be compared: all of them are made of measured times")
-    return int(not good)
+        problems, told = agreement(found)
+        for problem in problems: print(f"FAIL  {problem}")
+        if not problems: print(f"PASS  {told}, the same in both runs")
+    return int(bool(problems))
 
 
 if __name__ == "__main__": sys.exit(main())

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import __version__
-from .collection import InputError, check_engine, named_collection, plain_json, unknown_name, write_text
+from .collection import InputError, check_engine, existing, named_collection, plain_json, unknown_name, write_text
 
 # %% ../nbs/11_cli.ipynb #36fff9e1
 _RANK = """Rank negative sources with ECI_sem, from frozen embeddings of the encoder that is to be trained.
@@ -337,9 +337,6 @@ def _ranked(args: argparse.Namespace, out: Path | None, ranking: object, *more: 
 def _rank(args: argparse.Namespace) -> int:
     out = _out(args.out, (".csv", ".json", ".tex")) if args.out else None
     check_engine(args.engine, args.address, "--")
-    if not (args.stream and args.engine == "ray") and (away := next((f for f in args.files if "://" in f), None)):
-        from eci_sem.shards import shown_address
-        raise InputError(f"{shown_address(away)}: an address is read by the workers of a cluster: add --stream --engine ray, or copy it to this machine.")
     if args.stream: return _rank_stream(args, out)
     config, triples = _config(args.config, args.tau, args.gain), _read(args.files, **_reading(args))
     from eci_sem.rank import rank_sources
@@ -352,7 +349,7 @@ def _rank(args: argparse.Namespace) -> int:
     return _ranked(args, out, ranking, explained, "One source: there is nothing to explain it against." if alone else None, shown, **data)
 
 def _check(args: argparse.Namespace) -> int:
-    if not Path(args.file).exists(): raise InputError(f"{args.file}: no such file.")
+    existing(args.file)
     given = {k: Path(v).resolve() for k in ("file", "corpus", "queries", "qrels", "clean", "rejected") if (v := getattr(args, k))}
     for out in ("clean", "rejected"):
         if same := next((k for k, path in given.items() if out in given and k != out and path == given[out]), None): raise InputError(f"--{out} {getattr(args, out)}: is the same file as {'FILE' if same == 'file' else f'--{same}'}, which would be lost; give another name.")

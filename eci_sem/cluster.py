@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 
 from .checks import _Lengths, _Unique, _hash
-from .collection import Collection, InputError
+from .collection import Collection, InputError, existing
 from .encoders import Encoder, _check_device, fast_dtype, load_encoder
 from .formats import _FileSources, scan_triples
 from .lexical import IDF, Tokenizer, get_tokenizer
 from .ranked_stream import StreamRanking, _checked, _clean, _common, _covered, _number_of_blocks, _ranking, _Shared, _sound
-from .runs import Outcome, _Worker
+from .runs import Outcome, _remove_unfinished, _Worker
 from .score import Accumulator, ECIConfig, Score
-from .shards import Shard, dataset_shards, find_shards, is_address, is_dataset, shown_address
+from .shards import Shard, dataset_shards, find_shards, is_dataset
 from .stream import _positives, _unseen, _Vectors, accumulate_stream
 from .triples import Triples, _merge_dropped
 
@@ -367,7 +367,7 @@ def _work(remote: ClusterEncoder, told: list[dict[str, Any]], started: float, *m
 
 def _found(shards: Any, reading: dict[str, Any]) -> Any: # before a cluster is asked for anything
     for name in ("corpus", "queries", "qrels"):
-        if is_address(x := reading.get(name)): raise InputError(f"{name} is {shown_address(x)}: only shards may be in a store; give a path that every machine can read.")
+        if isinstance(x := reading.get(name), (str, Path)): existing(x)
     return shards if is_dataset(shards) else find_shards(shards)
 
 @contextmanager
@@ -516,7 +516,7 @@ class CellWorker:
         try: outcome = _get(ref, cell.name)
         except InputError as e: outcome = Outcome(cell.name, "failed", self.base / f"{cell.folder}.failed", 0.0, str(e))
         final = self.base / cell.folder
-        for left in final.parent.glob(f".{final.name}.*.part"): shutil.rmtree(left, ignore_errors=True) # by a worker that died
+        _remove_unfinished(final.parent.glob(f".{final.name}.*.part")) # by a worker that died
         return outcome
 
 @contextmanager

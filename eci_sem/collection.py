@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ENGINES', 'BEIR_NAMES', 'BEIR_URL', 'BEIR_MD5', 'DOCSTRING_MODULES', 'DOCSTRING_SPLITS', 'InputError', 'unknown_name',
            'check_engine', 'atomic_path', 'atomic_folder', 'write_text', 'sha256_text', 'seeded_order', 'plain_json',
-           'normalise', 'Pair', 'CollectionSummary', 'Collection', 'open_text', 'read_lines', 'decode_line',
-           'json_object', 'read_jsonl', 'load_beir', 'cache_dir', 'download_beir', 'split_docstring', 'load_docstrings',
-           'named_collection']
+           'normalise', 'Pair', 'CollectionSummary', 'Collection', 'is_address', 'shown_address', 'existing',
+           'open_text', 'read_lines', 'decode_line', 'json_object', 'read_jsonl', 'load_beir', 'cache_dir',
+           'download_beir', 'split_docstring', 'load_docstrings', 'named_collection']
 
 # %% ../nbs/00_collection.ipynb #e1e3096c
 import csv
@@ -284,9 +284,33 @@ class Collection:
     def __repr__(self) -> str: return f"Collection({self.name!r}, {len(self.corpus):,} documents, {len(self.queries):,} queries, splits {', '.join(self.splits)})"
 
 # %% ../nbs/00_collection.ipynb #cdbcd296
+def is_address(
+    given: Any, # What may name a file
+) -> bool:
+    "Whether this names something in a store, such as s3://bucket/x, and no file of this machine. [ours]"
+    return isinstance(given, (str, Path)) and re.match(r"[A-Za-z][\w+.-]+:/" if isinstance(given, Path) else r"[A-Za-z][\w+.-]+://", str(given)) is not None # a Path has lost a slash
+
+def shown_address(
+    address: str | Path, # e.g. "s3://key:secret@bucket/triples?region=eu-west-1"
+) -> str: # e.g. "s3://bucket/triples"
+    "An address as messages may say it, without key and options. [ours]"
+    scheme, _, rest = str(address).partition(":/" if isinstance(address, Path) else "://")
+    rest = rest.partition("?")[0]
+    before, at, after = rest.rpartition("@") # the last one: a secret may hold others
+    first = before.split("/")[0]
+    key = at and scheme != "file" and ":" in first and not re.fullmatch(r"[^:]*:\d+", first) # no host with its port
+    return f"{scheme}://{after if key else rest}"
+
+def existing(
+    path: str | Path, # A file or folder of this machine
+) -> Path: # The same
+    "A path that is there. Raises `InputError`. [ours]"
+    if is_address(path): raise InputError(f"{shown_address(path)}: is an address, where a file of this machine is needed: copy it here. Triples in a store are read by the workers of a cluster (eci-sem rank --stream --engine ray).")
+    if not (path := Path(path)).exists(): raise InputError(f"{path}: no such file.")
+    return path
+
 def _readable(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.exists(): raise InputError(f"{path}: no such file.")
+    path = existing(path)
     if path.is_dir(): raise InputError(f"{path}: is a folder, expected a file.")
     if path.stat().st_size == 0: raise InputError(f"{path}: the file is empty.")
     return path

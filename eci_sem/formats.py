@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from .collection import Collection, InputError, atomic_path, decode_line, json_object, read_lines, unknown_name
+from .collection import Collection, InputError, atomic_path, decode_line, existing, json_object, read_lines, unknown_name
 from .layouts import ADAPTERS, Place, Reading, _msmarco_ids, fields, is_header, labeled_pairs, layout_of, read_qrels, read_texts, run_blocks, run_negatives, run_triples
 from .trainers import _json, _lines_to, _one_source, _rows, to_dataset, write_layout
 from .triples import COLUMNS, DEFAULT_SOURCE, SCHEMA, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _batches, _refuse_halves, _complete, _json_values, _kind_of, _merge_dropped, _need_texts
@@ -148,8 +148,7 @@ def _peek(path: Path, ids: bool, plain: bool) -> _Found | None: # plain: no JSON
     except ValueError: return None
 
 def _recognise(path: Path, ids: bool = False, format: str | None = None) -> _Found: # format: as the caller says
-    if path.is_dir(): return _dataset_folder(path)
-    if not path.exists(): raise InputError(f"{path}: no such file.")
+    if existing(path).is_dir(): return _dataset_folder(path)
     with open(path, "rb") as f: head = f.read(4)
     if head != b"PAR1":
         if head == b"\xff\xff\xff\xff": return _arrow_found((path,))

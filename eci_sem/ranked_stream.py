@@ -17,7 +17,7 @@ import numpy as np
 
 from .bootstrap import BLOCKS, correct_draws, resample_counts
 from .checks import FileReport, _isin, _Lengths, _Unique, check_file
-from .collection import Collection, InputError
+from .collection import Collection, InputError, existing
 from .encoders import Encoder
 from .formats import _FileSources
 from .lexical import IDF, Tokenizer, get_tokenizer
@@ -193,8 +193,7 @@ def rank_files(
 ) -> StreamRanking: # Prints as a table
     "Rank the sources of files of any size in bounded memory. Raises `InputError`. [paper: ECI_sem; ours: the statistics]"
     config = _checked(config, **options)
-    for file in files:
-        if not Path(file).exists(): raise InputError(f"{file}: no such file.")
+    for file in files: existing(file)
     reports, named = [], _FileSources(files)
     for file in map(Path, files):
         report = _sound(file, collection, reading or {})

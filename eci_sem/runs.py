@@ -55,6 +55,9 @@ def _wait_until_ended(log: Path) -> None:
         except BlockingIOError: time.sleep(0.1)
         except OSError: return # no log, or a disk without locks
 
+def _remove_unfinished(folders: Iterable[Path]) -> None:
+    for folder in folders: _wait_until_ended(folder / "log.txt"); shutil.rmtree(folder, ignore_errors=True)
+
 @contextmanager
 def _locked(base: Path):
     import fcntl
@@ -63,7 +66,7 @@ def _locked(base: Path):
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError: raise InputError(f"another run is at work in {base.name}/ of that runs folder; wait for it, or give another folder.") from None
         # nobody else is here: temporary folders are what a killed run left
-        for stale in [*base.glob(".*.part"), *base.glob("*/.*.part")]: _wait_until_ended(stale / "log.txt"); shutil.rmtree(stale, ignore_errors=True)
+        _remove_unfinished([*base.glob(".*.part"), *base.glob("*/.*.part")])
         yield
 
 def _error(notebook: Path, log: str, code: int) -> str:

@@ -422,3 +422,14 @@ def test_dl19_passages_of_the_same_text_are_relevant_together(public):
 def test_no_pair_misses_a_relevant_passage(public):
     found = public("xquad-en")
     for pair in found.pairs("test", limit=200): assert pair.positive_id in pair.relevant and pair.positive == found.corpus[pair.positive_id]
+
+
+def test_an_address_is_told_from_a_path_and_shown_without_key_and_options():
+    from pathlib import Path
+    from eci_sem.collection import existing, is_address, shown_address
+    for given, shown in (("s3://KEY:SE/CRET@bucket/x.jsonl?region=r", "s3://bucket/x.jsonl"), ("s3://KEY:S@CRET@bucket/x", "s3://bucket/x"), ("s3://bucket/v@1/x", "s3://bucket/v@1/x"), ("file:///d/v@1/a:b@c", "file:///d/v@1/a:b@c"), ("hdfs://host:9000/v@1/x", "hdfs://host:9000/v@1/x")):
+        assert is_address(given) and shown_address(given) == shown
+    assert is_address(Path("s3://KEY:SECRET@bucket/x")) and shown_address(Path("s3://KEY:SECRET@bucket/x")) == "s3://bucket/x"
+    for path in ("a/b", "C:/x", "c://x", "s3:x", "", "s3:/x", Path("C:/x"), Path("a:b/c"), None, 3, b"s3://x"): assert not is_address(path)
+    with pytest.raises(InputError, match=r"^s3://bucket/x: is an address, where a file of this machine is needed: copy it here"): existing("s3://KEY:SECRET@bucket/x")
+    with pytest.raises(InputError, match="nowhere: no such file"): existing("nowhere")

@@ -16,11 +16,12 @@ import pytest
 
 from eci_sem import cluster as C
 from eci_sem import shards as S
+from eci_sem.checks import check_file
 from eci_sem.cluster import rank_cluster, score_cluster
-from eci_sem.collection import InputError
+from eci_sem.collection import InputError, open_text, read_jsonl
 from eci_sem.lexical import Tokenizer, get_tokenizer
 from eci_sem.score import ECIConfig
-from eci_sem.shards import Shard, dataset_shards, find_shards, is_dataset, shown_address
+from eci_sem.shards import Shard, dataset_shards, find_shards, is_dataset
 from eci_sem.stream import score_stream, stream_idf
 from eci_sem.triples import Triples
 from test_cluster import NAMES, Digests, batches, content, ray, same, shards, some_triples, split, uneven  # noqa: F401
@@ -101,13 +102,8 @@ def test_what_can_not_be_found(tmp_path):
     refused("the list of shards is empty", [])
     refused("shards hold NoneType, expected paths, addresses, or a list of these", None)
     refused("shards hold int, expected", [path, 3])
-    refused("an address was given as a Path, .*give it as text", Path("s3://KEYNAME:SECRETWORD@bucket/x"))
-    with pytest.raises(InputError, match=r"queries is s3://bucket/q\.tsv: only shards may be in a store"): score_cluster(path, Digests, queries="s3://KEYNAME:SECRETWORD@bucket/q.tsv")
-
-
-def test_an_address_is_shown_without_key_and_options():
-    for given, shown in (("s3://KEY:SE/CRET@bucket/x.jsonl?region=r", "s3://bucket/x.jsonl"), ("s3://KEY:S@CRET@bucket/x", "s3://bucket/x"), ("s3://bucket/v@1/x", "s3://bucket/v@1/x"), ("file:///d/v@1/a:b@c", "file:///d/v@1/a:b@c"), ("hdfs://host:9000/v@1/x", "hdfs://host:9000/v@1/x")):
-        assert shown_address(given) == shown
+    refused(r"^s3://bucket/x: is an address, where a file of this machine is needed", Path("s3://KEYNAME:SECRETWORD@bucket/x")) # a Path has lost a slash
+    with pytest.raises(InputError, match=r"^s3://bucket/q\.tsv: is an address, where a file of this machine is needed: copy it here"): score_cluster(path, Digests, queries="s3://KEYNAME:SECRETWORD@bucket/q.tsv")
 
 
 NAMES_OF_ALL_KINDS = ("a+b.jsonl", "a%2Bb.jsonl", "x y.jsonl", "k[1].jsonl", "h#i.jsonl", "p%20q.jsonl", "w?z.jsonl", "v@1.jsonl", "é.jsonl")
@@ -315,8 +311,15 @@ def test_what_a_data_set_can_not_give(ray):
     assert not left_behind()
 
 
-def test_the_command_takes_addresses_for_a_cluster_only(capsys):
+def test_whatever_reads_files_refuses_an_address_without_its_key(tmp_path, capsys):
     from eci_sem.cli import main
-    for more in ([], ["--stream"], ["--engine", "ray"]):
-        assert main(["rank", "x.jsonl", "s3://KEYNAME:SECRETWORD@bucket/x.parquet?region=r", "--encoder", "glove", *more]) == 2
-        assert capsys.readouterr().err == "eci-sem: s3://bucket/x.parquet: an address is read by the workers of a cluster: add --stream --engine ray, or copy it to this machine.\n"
+    given = "s3://KEYNAME:SECRETWORD@bucket/x.parquet?region=r"
+    told = "s3://bucket/x.parquet: is an address, where a file of this machine is needed: copy it here. Triples in a store are read by the workers of a cluster (eci-sem rank --stream --engine ray)."
+    path = some_triples(3).write(tmp_path / "x.jsonl")
+    for command in (["rank", str(path), given], ["rank", str(path), given, "--stream"], ["rank", given, "--engine", "ray"], ["check", given]):
+        assert main([*command, *(["--encoder", "glove"] if command[0] == "rank" else [])]) == 2
+        assert capsys.readouterr().err == f"eci-sem: {told}\n"
+    assert check_file(given).problem == told
+    for read in (Triples.read, lambda x: Triples.read(Path(x)), open_text, lambda x: list(read_jsonl(x))):
+        with pytest.raises(InputError) as e: read(given)
+        assert str(e.value) == told
