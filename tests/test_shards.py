@@ -252,6 +252,18 @@ def test_a_data_set_is_scored_as_its_rows_are(ray, shards, tmp_path):
     same(score_cluster(pandas, Digests, workers=2), local)
 
 
+def test_the_blocks_of_a_data_set_keep_their_order_whichever_is_made_first(ray):
+    import ray as module
+    def slow_first(rows): # the first block is the last to be made
+        if rows["query"][0] == "0": time.sleep(3)
+        return rows
+    rows = [dict(query=str(i), positive="p", negative="n") for i in range(4)]
+    found = dataset_shards(module.data.from_items(rows, override_num_blocks=4).map_batches(slow_first))
+    def query(shard):
+        with shard.file() as path: return Triples.read(path).texts("query")
+    assert [query(s) for s in found] == [["0"], ["1"], ["2"], ["3"]]
+
+
 def test_a_data_set_is_ranked_as_files_are(ray, uneven):
     import ray as module
     t, files, folder = uneven
