@@ -30,7 +30,7 @@ paper: .venv/.stamp
 	$(BIN)/eci-sem reproduce --profile offline --runs runs --figures figures
 
 test: .venv/.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 15 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 15 tests
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 
 lab: .venv/.stamp

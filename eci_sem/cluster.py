@@ -71,8 +71,10 @@ def connected(
             shm = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
             # what is passed on is small: batches of vectors and matrices; Ray wants 75 MB at least, and puts more than there is on the disk
             memory = int(min(max(0.5 * shm, 80e6), 1e9))
+            # its workers are this job and no background work: at Ray's niceness of 15 a busy machine gives them next to nothing
+            own = {} if "RAY_worker_niceness" in os.environ else dict(worker_niceness=0)
             for again in (True, False):
-                try: ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=memory, _temp_dir=folder, logging_level=logging.ERROR); break
+                try: ray.init(address="local", num_cpus=workers, include_dashboard=False, _system_config=own, log_to_driver=False, object_store_memory=memory, _temp_dir=folder, logging_level=logging.ERROR); break
                 except Exception as e:
                     _end(folder)
                     if not again: raise InputError(f"Ray does not start on this machine ({type(e).__name__}: {(str(e).splitlines() or [''])[0]}). Its helpers have 15 s to start, which a busy machine may not give them: try again, or start it with 'ray start --head' and give the address.") from e
@@ -300,9 +302,10 @@ def _in_turn(ray: Any, start: Callable[[int], tuple[Any, Any]], shards: Sequence
                     raise
                 done(number, told, state)
     except BaseException:
-        for force in (False, True): # an interrupt first, so that a task can remove what it has copied
-            for ref in running: ray.cancel(ref, force=force)
-            if running and not force: ray.wait(list(running), num_returns=len(running), timeout=5, fetch_local=False)
+        # an interrupt, so that a task can remove what it has copied; one that misses it ends with its next batch, since the actors go too.
+        # No second cancel, by force: Ray ends this process when a task's answer crosses it ("Tried to complete task that was not pending")
+        for ref in running: ray.cancel(ref)
+        if running: ray.wait(list(running), num_returns=len(running), timeout=10, fetch_local=False)
         raise
 
 class _Tree: # merges neighbours as soon as both are there; which are neighbours depends on the number of leaves alone
