@@ -992,6 +992,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'eci_sem.shards.Shard._copy': ('shards.html#shard._copy', 'eci_sem/shards.py'),
                                 'eci_sem.shards.Shard._named': ('shards.html#shard._named', 'eci_sem/shards.py'),
                                 'eci_sem.shards.Shard.file': ('shards.html#shard.file', 'eci_sem/shards.py'),
+                                'eci_sem.shards.Shard.in_place': ('shards.html#shard.in_place', 'eci_sem/shards.py'),
                                 'eci_sem.shards._Object': ('shards.html#_object', 'eci_sem/shards.py'),
                                 'eci_sem.shards._accessor': ('shards.html#_accessor', 'eci_sem/shards.py'),
                                 'eci_sem.shards._folder': ('shards.html#_folder', 'eci_sem/shards.py'),

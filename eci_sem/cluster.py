@@ -302,10 +302,10 @@ def _in_turn(ray: Any, start: Callable[[int], tuple[Any, Any]], shards: Sequence
                     raise
                 done(number, told, state)
     except BaseException:
-        # an interrupt, so that a task can remove what it has copied; one that misses it ends with its next batch, since the actors go too.
-        # No second cancel, by force: Ray ends this process when a task's answer crosses it ("Tried to complete task that was not pending")
-        for ref in running: ray.cancel(ref)
-        if running: ray.wait(list(running), num_returns=len(running), timeout=10, fetch_local=False)
+        # where something was copied by an interrupt, so that the task removes it; one that is deep in C code sees it late.
+        # Never both: Ray ends this process when a task's answer crosses a second cancel ("Tried to complete task that was not pending")
+        for ref, (_, shard, _) in running.items(): ray.cancel(ref, force=shard.in_place)
+        if copying := [ref for ref, (_, shard, _) in running.items() if not shard.in_place]: ray.wait(copying, num_returns=len(copying), timeout=10, fetch_local=False)
         raise
 
 class _Tree: # merges neighbours as soon as both are there; which are neighbours depends on the number of leaves alone

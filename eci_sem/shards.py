@@ -69,13 +69,16 @@ class Shard:
     name: str # As messages say it
     at: Any = field(repr=False) # A path, an object of a store, or the reference to a block in Ray's memory
 
+    @property
+    def in_place(self) -> bool: return isinstance(self.at, str) # a file is read where it lies; all else is copied to the worker first
+
     @contextmanager
     def file(self) -> Iterator[str]: # Its path, on the machine where this is called
         "The shard as a file, for a while; an error that is raised meanwhile names the shard. Raises `InputError`. [ours]"
         path = None
         with ExitStack() as stack:
             try:
-                path = self.at if isinstance(self.at, str) else self._copy(stack)
+                path = self.at if self.in_place else self._copy(stack)
                 yield path
             except InputError as e: raise InputError(self._named(str(e), path)) from e
             except MemoryError as e: raise InputError(f"{self.name}: a worker ran out of memory; give a smaller batch= or keep=, fewer workers, or machines with more memory.") from e

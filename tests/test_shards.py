@@ -210,7 +210,9 @@ def test_a_task_that_is_killed_with_a_copy_is_tried_again(ray, shards, tmp_path)
     for left in left_behind(): shutil.rmtree(left) # of the one that was killed, which the next copy would remove after a minute
 
 
-def test_a_bad_object_ends_the_tasks_that_hold_copies(ray, tmp_path):
+def test_a_bad_object_ends_the_tasks_that_hold_copies(ray, tmp_path, monkeypatch):
+    cancel, cancelled = ray.cancel, []
+    monkeypatch.setattr(ray, "cancel", lambda ref, **how: (cancelled.append(how["force"]), cancel(ref, **how)))
     t, words, at = some_triples(60), get_tokenizer("word"), tmp_path / "at work"
     Triples.from_rows([dict(r, query=r["query"] + " slow") for r in t.table.to_pylist()]).write(tmp_path / "0.parquet")
     with open(t.write(tmp_path / "1.jsonl"), "a") as f: f.write('{"query": "q", "positive": "p"}\n')
@@ -221,7 +223,7 @@ def test_a_bad_object_ends_the_tasks_that_hold_copies(ray, tmp_path):
             while not at.exists() or any("slow" in x for x in texts): time.sleep(0.05) # an interrupt comes between two steps
         return words(texts)
     with pytest.raises(InputError, match=rf"^file://{tmp_path}/1\.jsonl:61: "): score_cluster(f"file://{tmp_path}/[01].*", Digests, workers=2, batch=20, idf=stream_idf([t]), tokenizer=Tokenizer("word", words.fingerprint, split))
-    assert at.exists() and not left_behind()
+    assert at.exists() and not left_behind() and cancelled == [False], "once, and so that it can remove its copy"
 
 
 def test_files_of_a_store_go_by_their_names(ray, tmp_path):
