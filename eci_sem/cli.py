@@ -215,7 +215,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--part", metavar="NAME", help="run one part of a profile that has parts, such as full")
     p.add_argument("--minutes", type=_minutes, metavar="N", help="stop after so many minutes with exit status 3; the same command goes on (default: with --part what the profile says, else no limit)")
     p.add_argument("--dry-run", action="store_true", help="check everything and say what would run: texts to encode, training steps and hours, where they can be told")
-    p.add_argument("--jobs", type=_positive_int, default=1, metavar="N", help="notebooks that run side by side (default: 1)")
+    p.add_argument("--jobs", type=_positive_int, metavar="N", help="notebooks that run side by side (default: what the profile says, else 1)")
     engine(p, "notebooks are tasks of a Ray cluster, whose machines share the disk of the checkout and of --runs")
     p.add_argument("--keep-failed", action="store_true", help="don't try again what failed before; what needs it stays blocked")
     p.add_argument("--runs", default="runs", metavar="DIR", help="where executed notebooks and results go (default: runs)")

@@ -151,7 +151,7 @@ def _data_hash(folder: Path) -> str:
     facts = [(p.relative_to(folder).as_posix(), f"{s.st_size} {s.st_mtime_ns}" if (s := p.stat()).st_size > 2**26 else hashlib.sha256(p.read_bytes()).hexdigest()) for p in sorted(folder.rglob("*")) if p.is_file()]
     return sha256_text(json.dumps(facts))
 
-_PROFILE_KEYS = ("about", "minutes_per_part", "cells")
+_PROFILE_KEYS = ("about", "minutes_per_part", "jobs", "cells")
 _CELL_KEYS = dict(name=str, notebook=str, parameters=dict, needs=dict, data=str, part=str, answers=(str, dict))
 
 def _read_profile(profile: str | Path) -> tuple[str, dict]:
@@ -171,6 +171,8 @@ def _read_profile(profile: str | Path) -> tuple[str, dict]:
         if key not in _PROFILE_KEYS: raise unknown_name(f"key of {where}", key, _PROFILE_KEYS)
     limit = data.get("minutes_per_part")
     if limit is not None and not (_is_kind(limit, "float") and 0 < limit < float("inf")): raise InputError(f"{where}: 'minutes_per_part' is {limit!r}, expected a number of minutes above 0.")
+    jobs = data.get("jobs", 1)
+    if not _is_kind(jobs, "int") or jobs < 1: raise InputError(f"{where}: 'jobs' is {jobs!r}, expected a whole number of at least 1.")
     for number, cell in enumerate(data["cells"], 1):
         if not isinstance(cell, dict): raise InputError(f"{where}, cell {number}: found {_kind_of(cell)}, expected a mapping with 'name' and 'notebook'.")
         for key in cell:
@@ -226,6 +228,7 @@ class Plan:
     versions: dict[str, str]
     left_out: dict[str, str] = field(default_factory=dict) # Cells that can't run here -> why
     minutes_per_part: float | None = None # A run of one part ends after so many
+    jobs: int = 1 # Cells that run side by side, where the caller does not say
 
     def __getitem__(self, name: str) -> Cell: return next(c for c in self.cells if c.name == name)
     def select(self,
@@ -301,4 +304,4 @@ def plan(
         key = sha256_text(text, info.sha256, package, *data_hash, *([json.dumps({k: [[n, cells[n].key] for n in names] for k, names in needs.items()}, sort_keys=True)] if needs else []))
         cells[cell] = Cell(cell, info.path, given, parameters, entry.get("answers") or "not known", info.sha256, key, "out" in info.parameters, needs, entry.get("part") or "")
     if not cells: raise InputError(f"profile {name!r}: no cell can run here; {'; '.join(f'{n}: {why}' for n, why in left_out.items())}.")
-    return Plan(name, " ".join(str(data.get("about") or "").split()), root, tuple(cells[n] for n in checked if n in cells), package, installed, {n: left_out[n] for n in checked if n in left_out}, data.get("minutes_per_part"))
+    return Plan(name, " ".join(str(data.get("about") or "").split()), root, tuple(cells[n] for n in checked if n in cells), package, installed, {n: left_out[n] for n in checked if n in left_out}, data.get("minutes_per_part"), data.get("jobs", 1))

@@ -273,7 +273,7 @@ def run(
     plan: Plan, # From `plan`
     runs_dir: str | Path = "runs", # Results go to <runs_dir>/<profile>/<cell>-<key>/; relative to the checkout
     only: str | Iterable[str] | None = None, # Names of the cells wanted, or patterns such as "transfer/*"; what they need comes along; None: all
-    jobs: int = 1, # Cells that run side by side
+    jobs: int | None = None, # Cells that run side by side; None: as many as the profile says, else one
     dry_run: bool = False, # Only say what would run, and what it would cost
     retry_failed: bool = True, # Try cells again that failed before under the same key
     figures_dir: str | Path | None = None, # Copy results there when all is done; see `collect`
@@ -285,6 +285,7 @@ def run(
 ) -> Report:
     "Execute what is not finished yet, one process per cell, and report. Raises `InputError`. [ours]"
     from tqdm.auto import tqdm
+    if jobs is None: jobs = plan.jobs
     if jobs < 1: raise InputError(f"jobs = {jobs}: expected 1 or more.")
     if minutes is not None and not 0 < minutes < float("inf"): raise InputError(f"minutes = {minutes!r}: expected a number above 0, or None for no limit.")
     if minutes is None and part is not None: minutes = plan.minutes_per_part

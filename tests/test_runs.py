@@ -640,6 +640,19 @@ def test_a_part_ends_after_the_profiles_own_minutes(tiny):
         with pytest.raises(InputError, match="profile 'small': 'minutes_per_part' is .*, expected a number of minutes above 0"): timed(bad)
 
 
+def test_a_profile_says_how_many_notebooks_run_side_by_side(tiny, monkeypatch):
+    from eci_sem import runs
+    asked, worker = [], runs._Worker
+    monkeypatch.setattr(runs, "_Worker", lambda plan, base, jobs: (asked.append(jobs), worker(plan, base, jobs))[1])
+    def of(jobs):
+        (tiny / "small.yaml").write_text(f"jobs: {jobs}\ncells:\n  - {{name: a, notebook: experiments/good}}\n")
+        return plan(tiny / "small.yaml", root=tiny)
+    assert run(of(2), "one").exit_status == run(of(2), "two", jobs=1).exit_status == 0 and asked == [2, 1]
+    assert plan("smoke").jobs == 2 and plan("offline").jobs == 1
+    for bad in ("0", "1.5", "true", "many"):
+        with pytest.raises(InputError, match="profile 'small': 'jobs' is .*, expected a whole number of at least 1"): of(bad)
+
+
 def test_readme_is_the_index_notebook(tmp_path):
     (tmp_path / "nbs").mkdir()
     with pytest.raises(InputError, match="nbs/index.ipynb: no such notebook"): make_readme(tmp_path)
