@@ -3,9 +3,9 @@
 speed   passages of the embedded collection through minilm, cold cache, side by side: plain SentenceTransformer.encode in float32 at batch 32,
         our Encoder in float32 (at least 1.3 times as fast), and our Encoder in bfloat16, which is what dtype="fast" stands for on a processor
         with matrix instructions for it (at least 3 times; elsewhere a 150th of the passages is measured, and the claim does not apply). All
-        passages by default, once, and half of them where bfloat16 has no instructions, which is a slow processor: the batches have fixed shapes, and the last one of each shape is filled up, which for few passages is much
-        of the work: padding adds 6 % to the tokens of all 3,790 passages, 9 % to those of 576 and 16 % to those of 192 (plain encode: 21 to
-        22 %).
+        passages by default, once, and half of them where bfloat16 has no instructions, which is a slow processor: the batches have fixed
+        shapes, and the last one of each shape is filled up, which for few passages is much of the work: padding adds 6 % to the tokens of all
+        3,790 passages, 9 % to those of 576 and 16 % to those of 192 (plain encode: 21 to 22 %).
         The vectors are held against plain encode's: cosine at least 1 - 1e-5 in float32.
 rank    rank_sources in float32 and in bfloat16 over BM25, dense and random negatives: the same order, and no score further off than a tenth of
         the half width of its bootstrap interval. Of 200 queries where dtype="fast" is bfloat16, of 24 elsewhere, where bfloat16 takes long and is not

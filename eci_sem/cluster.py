@@ -302,7 +302,7 @@ def _in_turn(ray: Any, start: Callable[[int], tuple[Any, Any]], shards: Sequence
                     raise
                 done(number, told, state)
     except BaseException:
-        # where something was copied by an interrupt, so that the task removes it; one that is deep in C code sees it late.
+        # a task that holds a copy is interrupted, so that it removes it (one that is deep in C code sees that late); all others are killed.
         # Never both: Ray ends this process when a task's answer crosses a second cancel ("Tried to complete task that was not pending")
         for ref, (_, shard, _) in running.items(): ray.cancel(ref, force=shard.in_place)
         if copying := [ref for ref, (_, shard, _) in running.items() if not shard.in_place]: ray.wait(copying, num_returns=len(copying), timeout=10, fetch_local=False)
