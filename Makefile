@@ -12,7 +12,7 @@ help:
 	@echo "make paper   the main job on the embedded data and models: tables and figures in figures/, executed notebooks in runs/"
 	@echo "make test    the tests, then the library notebooks"
 	@echo "make lab     JupyterLab on nbs/"
-	@echo "make bench   time and memory against named baselines; what was measured goes to benchmarks/results.json (about 18 minutes)"
+	@echo "make bench   time and memory against named baselines; what was measured goes to benchmarks/results.json (about 17 minutes)"
 	@echo "make fuzz    20,000 damaged inputs through every reader of triples (make test has 500)"
 	@echo "make docs    run the library notebooks anew, export the modules, write README.md"
 	@echo "make clean   remove runs/ and caches of tools; .venv stays (rm -r .venv removes it)"

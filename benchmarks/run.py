@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# name -> (script, arguments); in all about 18 minutes on 2 cores. stream.py at its own default (10 million rows) takes 8 minutes more.
+# name -> (script, arguments); in all about 17 minutes on 2 cores without matrix instructions for bfloat16. stream.py at its own default (10 million rows) takes 8 minutes more.
 SCRIPTS = {
     "startup": ("startup.py", []), "encode": ("encode.py", []), "cache": ("cache.py", []), "score": ("score.py", []), "scale": ("scale.py", []), "miners": ("miners.py", []), "cluster": ("cluster.py", ["--toy", "--rows", "50000"]), "before and after": ("before_after.py", []),
     "stream": ("stream.py", ["--rows", "300000", "--megabytes", "200", "--lines", "300000"]),

@@ -138,6 +138,11 @@ def test_a_real_encoder_its_cache_and_its_pieces(ray, shards, tmp_path):
     assert glove.stats["encoded"] == 0 # the cache is one
 
 
+def test_workers_of_a_cluster_of_ones_own_are_no_background_work(ray):
+    if os.environ.get("ECI_SEM_TEST_RAY") or "RAY_worker_niceness" in os.environ: pytest.skip("the cluster is another's, or its niceness was chosen")
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+
+
 # faults
 
 def test_an_actor_that_is_killed_is_replaced_and_the_answer_is_the_same(ray, shards, tmp_path):
