@@ -476,7 +476,7 @@ def planted_curves(
                 ax.plot(curve["share"], curve["relative"], color=colour, marker=marker, ms=2.6, lw=0.9)
             if not len(part): ax.text(0.5, 0.5, "not defined", transform=ax.transAxes, ha="center", va="center", fontsize=7, color=GREY)
             if i == 0: ax.set_title("\n".join([*textwrap.wrap(change, 15), _count(table["queries"][table["change"] == change], "queries")]), fontsize=7)
-            if j == 0: ax.set_ylabel("\n".join(textwrap.wrap(measure, 14)), rotation=0, ha="right", va="center", fontsize=7)
+            if j == 0: ax.set_ylabel("\n".join(line for part in re.split(r" (?=\()", measure) for line in textwrap.wrap(part, 14)), rotation=0, ha="right", va="center", fontsize=7)
             _clean(ax, "y")
         axes[0, 0].set_xlim(-0.03, 1.03); axes[0, 0].set_xticks([0, 0.5, 1], ["0", "0.5", "1"]) # shared by all
         for i, measure in enumerate(measures):
