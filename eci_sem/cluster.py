@@ -27,10 +27,10 @@ import numpy as np
 
 from .checks import _Lengths, _Unique, _hash
 from .collection import Collection, InputError, existing
-from .encoders import Encoder, _check_device, fast_dtype, load_encoder
+from .encoders import Encoder, _check_device, asked_fast, fast_dtype, load_encoder, sampled_queries
 from .formats import _FileSources, scan_triples
 from .lexical import IDF, Tokenizer, get_tokenizer
-from .ranked_stream import StreamRanking, _checked, _clean, _common, _covered, _number_of_blocks, _ranking, _Shared, _sound
+from .ranked_stream import StreamRanking, _checked, _clean, _common, _covered, _hold_fast, _number_of_blocks, _ranking, _Shared, _sound
 from .runs import Outcome, _remove_unfinished, _Worker
 from .score import Accumulator, ECIConfig, Score
 from .shards import Shard, dataset_shards, find_shards, is_dataset
@@ -106,24 +106,33 @@ def _get(ref: Any, what: str) -> Any:
         raise found from None
 
 # %% ../nbs/10d_cluster.ipynb #c1u5t0a9
+_FLOAT32 = "float32 " # mark of the kinds of text that are encoded in float32 after all, where "fast" was asked for
+
 class _Part: # an actor: encodes the texts, and counts the terms of the positives, that fall to it
     def __init__(self, make: Callable[[], Any], tokenizer: Any, keep: int):
-        self.encoder, self.life = make(), uuid.uuid4().hex
+        self.encoder, self.life, self.keep = make(), uuid.uuid4().hex, keep
         self.tokenizer = get_tokenizer(tokenizer, self.encoder)
         self.work, self.df, self.documents, self.seen = Counter(), Counter(), 0, _Unique()
-        self.vectors = {kind: _Vectors(self._counted(getattr(self.encoder, f"encode_{kind}")), self.encoder.dim, keep // 2) for kind in ("queries", "passages")}
-    def _counted(self, encode: Callable) -> Callable:
+        self.vectors = self._kept(self.encoder)
+    def _kept(self, encoder: Any, mark: str = "") -> dict[str, _Vectors]: return {mark + kind: _Vectors(self._counted(encoder, kind), encoder.dim, self.keep // 2) for kind in ("queries", "passages")}
+    def _counted(self, encoder: Any, kind: str) -> Callable:
         def counted(texts, progress=False):
-            out = encode(texts, progress=False)
-            self.work["encoded"] += getattr(self.encoder, "stats", {}).get("encoded", len(texts))
+            out = getattr(encoder, f"encode_{kind}")(texts, progress=False)
+            self.work["encoded"] += getattr(encoder, "stats", {}).get("encoded", len(texts))
             return out
         return counted
-    def about(self) -> dict[str, Any]:
-        return dict(dim=int(self.encoder.dim), name=getattr(self.encoder, "name", type(self.encoder).__name__), fingerprint=getattr(self.encoder, "fingerprint", None), info=getattr(self.encoder, "info", {}), pid=os.getpid())
+    def about(self, encoder: Any = None) -> dict[str, Any]:
+        e = self.encoder if encoder is None else encoder
+        return dict(dim=int(e.dim), name=getattr(e, "name", type(e).__name__), fingerprint=getattr(e, "fingerprint", None), info=getattr(e, "info", {}), pid=os.getpid())
+    def in_float32(self, why: str = "") -> dict[str, Any]: # from now on, under names of their own
+        encoder = self.encoder.in_float32(why)
+        self.vectors |= self._kept(encoder, _FLOAT32)
+        return self.about(encoder)
     def encode(self, kind: str, texts: list[str]) -> np.ndarray: # float32 (n, d)
         self.work["asked"] += len(texts)
         return self._encode(kind, texts)
     def _encode(self, kind: str, texts: list[str]) -> np.ndarray:
+        if kind not in self.vectors: self.in_float32() # an actor that was started anew
         try: return np.asarray(self.vectors[kind](texts), np.float32)
         except MemoryError:
             v = self.vectors[kind]
@@ -175,9 +184,11 @@ class ClusterEncoder:
     def __init__(self,
         parts: Sequence[Any], # Handles of the actors
         about: dict[str, Any], # dim, name, fingerprint, info
-    ): self.parts, self.dim, self.name, self.fingerprint, self.info = list(parts), about["dim"], about["name"], about["fingerprint"], about["info"]
-    def encode_queries(self, texts: Sequence[str], progress: bool | None = None) -> np.ndarray: return self._encode("queries", texts)
-    def encode_passages(self, texts: Sequence[str], progress: bool | None = None) -> np.ndarray: return self._encode("passages", texts)
+        mark: str = "", # Before the kind of text
+    ): self.parts, self.dim, self.name, self.fingerprint, self.info, self.mark = list(parts), about["dim"], about["name"], about["fingerprint"], about["info"], mark
+    def encode_queries(self, texts: Sequence[str], progress: bool | None = None) -> np.ndarray: return self._encode(self.mark + "queries", texts)
+    def encode_passages(self, texts: Sequence[str], progress: bool | None = None) -> np.ndarray: return self._encode(self.mark + "passages", texts)
+    def in_float32(self, why: str = "") -> "ClusterEncoder": return ClusterEncoder(self.parts, _get([p.in_float32.remote(why) for p in self.parts], "starting the encoders in float32")[0], _FLOAT32)
     def _encode(self, kind: str, texts: Sequence[str]) -> np.ndarray:
         texts = list(texts)
         falls, out = _hash(texts, len(texts)) % np.uint64(len(self.parts)), np.empty((len(texts), self.dim), np.float32)
@@ -243,9 +254,14 @@ def _cover_shard(shard: Shard, job: dict[str, Any]) -> tuple[dict[str, Any], dic
 def _merge_keys(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {s: np.union1d(left[s], right[s]) if s in left and s in right else left.get(s, right.get(s)) for s in {**left, **right}}
 
-def _shared_keys(covered: dict[str, np.ndarray], control: str | None) -> tuple[tuple[list[str], int, bool], np.ndarray]:
+def _shared_keys(covered: dict[str, np.ndarray], control: str | None) -> tuple[tuple[list[str], int, bool], np.ndarray, np.ndarray]:
     names, common, whole = _common(covered, control)
-    return (names, len(common), whole), common
+    return (names, len(common), whole), common, common[:sampled_queries(len(common))]
+
+def _sample_shard(shard: Shard, job: dict[str, Any], checked: Any, sample: np.ndarray) -> list[Triples]:
+    with shard.file() as path:
+        walk, shared = _walk(path, dict(job, shared=(False, job["seed"], 1)), checked, sample)
+        return list(shared.rows(walk()))
 
 def _walk(path: str, job: dict[str, Any], checked: Any, common: np.ndarray | None) -> tuple[Callable[[], Iterator[Triples]], _Shared | None]:
     if checked is None: return partial(scan_triples, path, **job["reading"]), None
@@ -455,7 +471,7 @@ def rank_cluster(
         import ray
         own = get_tokenizer(tokenizer, remote)
         job = dict(config=config, idf=idf, tokenizer=tokenizer, given=dict(mean=mean), keep=keep, reading=dict(reading, batch=batch), collection=collection, named=_FileSources([s.name for s in shards] if files else []), seed=seed)
-        task, merge, first = (ray.remote(f).options(max_retries=_TRIES, num_returns=n) for f, n in ((_cover_shard, 3), (_merge_keys, 1), (_shared_keys, 2)))
+        task, merge, first = (ray.remote(f).options(max_retries=_TRIES, num_returns=n) for f, n in ((_cover_shard, 3), (_merge_keys, 1), (_shared_keys, 3)))
         job_ref, tree, told, checked = ray.put(job), _Tree(len(shards), merge.remote), {}, {}
         def start(k: int) -> tuple[Any, Any]:
             about, *kept = task.remote(shards[k], job_ref)
@@ -466,20 +482,26 @@ def rank_cluster(
         _one_origin(shards, about)
         dropped: dict[str, dict[str, int]] = {}
         for t in about: dropped = _merge_dropped(dropped, t["dropped"])
-        shared, common = first.remote(tree.root, control)
+        shared, common, sample = first.remote(tree.root, control)
         try: names, queries, whole = _get(shared, "comparing the queries of the sources")
         except InputError:
-            with suppress(Exception): ray.get(common)
+            for ref in (common, sample):
+                with suppress(Exception): ray.get(ref)
             raise
         units = _number_of_blocks(blocks, len(names), remote.dim, queries, memory)
         if idf is None and collection is not None and config.overlap != "none": idf = IDF.fit(list(collection.corpus.values()), own)
         job |= dict(blocks=units, shared=(whole, seed, units), idf=idf)
+        check = ""
+        if asked_fast(remote):
+            task, rows = ray.remote(_sample_shard).options(max_retries=_TRIES), {}
+            _in_turn(ray, lambda k: (task.remote(shards[k], job_ref, checked[k], sample), None), shards, len(remote.parts), lambda k, found, _: rows.__setitem__(k, found))
+            remote, check = _hold_fast((t for k in sorted(rows) for t in rows[k]), remote, queries, config, control, own, idf, seed)
         sums, idf, scored = _add_up(ray, remote, shards, job, lambda k: (checked[k], common))
         words, left_out = {s: _Lengths() for s in names}, Counter()
         for t in scored:
             left_out.update(t["left_out"])
             for s, counts in t["words"].items(): words[s].merge(counts)
-        ranking = _ranking(names, sums, words, left_out, dropped, queries, remote, config, own, idf, control, resamples, seed, alpha)
+        ranking = _ranking(names, sums, words, left_out, dropped, queries, remote, config, own, idf, control, resamples, seed, alpha, check)
         ranking.provenance |= dict(collection=None if collection is None else dict(name=collection.name, content_hash=collection.content_hash), work=_work(remote, scored, started, *about))
     return ranking
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from .bootstrap import BLOCKS, Resampled, compare_pairs, correct_draws, interval, letters, ranks, resample_counts, resampled_scores
 from .collection import Collection, InputError, check_engine, plain_json, unknown_name, write_text
+from .encoders import asked_fast
 from .score import ECIConfig, NetScore, Score, baselines, calibrate, eci_net, eci_score, factors, mean_vector, net_weights, residuals, weighted_residuals
 from .triples import GENERATED, Triples, pool_rows
 from .writer import _whole
@@ -387,6 +388,7 @@ def _notes(r: Ranking) -> list[str]:
     if family and 2 * family >= p["alpha"] * (p["resamples"] + 1): notes.append(f"With {p['resamples']:,} resamples no difference among {family} pairs can be significant at {p['alpha']:g}: more than {2 * family / p['alpha'] - 1:,.0f} are needed.")
     notes.append("ECI_sem: names of the factors [paper], their forms [ours]." + (" ECI_net: [ours]." if "eci_net" in r.metrics else ""))
     if p.get("recommendation"): notes.append(p["recommendation"])
+    if p["encoder"].get("dtype_check"): notes.append(p["encoder"]["dtype_check"])
     if p["empty_queries"]: notes.append(f"{p['empty_queries']:,} queries have no token for the tokenizer: rho = 1 for them.")
     if p["units"] < p["queries"]: notes.append(f"Resampled in {p['units']} blocks of queries, " + (f"of which a matrix for each source is held ({p['block_bytes'] / 1e6:,.0f} MB)." if "block_bytes" in p else "for the number of triples."))
     for s in t.index[t["kind"] == "control"]:
@@ -465,6 +467,8 @@ def rank_sources(
         if idf is None: idf = IDF.fit(list(collection.corpus.values()) if collection is not None else sorted(set(t.texts("positive"))), tokenizer)
         overlap = lexical_residuality(t, idf, tokenizer, form=config.overlap)
         lap("overlap")
+        # a module that stands above this one
+        encoder, check = import_module("eci_sem.fast").fast_or_float32(t, encoder, seed=seed, collection=collection, hybrids=hybrids, control=control, config=config, tokenizer=tokenizer, idf=idf, metrics=metrics, progress=progress, equal_counts=equal_counts, order=order, prior=prior, generated_prior=generated_prior, penalty=penalty) if asked_fast(encoder) else (encoder, "")
         scorer = _Scorer(plan, encoder, collection, config, np.asarray(overlap.rho), net, prior, generated_prior, penalty, seed, progress)
     lap("embeddings")
     table, spectra = _estimates(plan, scorer, net, progress)
@@ -498,6 +502,7 @@ def rank_sources(
         resamples=resamples, units=units, seed=seed, alpha=alpha, interval="percentile" if scorer.gain <= 1 else "basic", bootstrap=paths, seconds=seconds,
         versions=dict(python=sys.version.split()[0], **{p: version(p) for p in ("eci_sem", "numpy", "scipy", "pandas", "pyarrow")}))
     pairs = pd.concat(pairs, ignore_index=True)[["metric", "family", "a", "b", "difference", "lo", "hi", "p", "p_holm", "significant"]]
+    if check: provenance["encoder"]["dtype_check"] = check
     ranking = Ranking(table, pairs, draws, dropped, lengths, tidy, spectra, provenance, pools={n: place[plan.rows[n]] for n in plan.parts})
     ranking.notes = _notes(ranking)
     return ranking

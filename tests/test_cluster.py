@@ -521,6 +521,24 @@ def test_a_ranking_is_the_same_on_a_cluster(ray):
     assert there.draws["eci_sem"].equals(local.draws["eci_sem"]) and there.provenance["encoder"] == local.provenance["encoder"]
 
 
+@pytest.mark.parametrize("kept", ["bfloat16", "float32"])
+def test_fast_is_held_against_float32_on_a_cluster_too(ray, tmp_path, monkeypatch, kept):
+    from test_fast import far_from_zero
+    monkeypatch.setattr("eci_sem.encoders._bfloat16_instructions", lambda: "amx_bf16")
+    model = load_encoder("glove" if kept == "bfloat16" else far_from_zero(tmp_path / "far"), cache=False).model
+    made = lambda dtype: Encoder(model, "held", weights="held", dtype=dtype, cache=False) # holds its model, so that the actors don't choose a format of their own
+    t, options = some_triples(480), dict(seed=3, resamples=200)
+    if kept == "bfloat16": there, here = (rank_sources(t, made(d), engine=e, metrics="eci_sem", progress=False, **options) for d, e in (("fast", "ray"), (kept, "local")))
+    else:
+        files = split(t, tmp_path, *NAMES)
+        there, here = rank_cluster(files, made("fast"), workers=2, **options), rank_stream(batches(files), made(kept), **options)
+    numbers = here.table.select_dtypes("number").columns
+    np.testing.assert_allclose(there.table[numbers].to_numpy(float), here.table[numbers].to_numpy(float), rtol=1e-10, atol=1e-14)
+    encoder = there.provenance["encoder"]
+    assert (encoder["dtype"], encoder["fingerprint"]) == (kept, here.provenance["encoder"]["fingerprint"]) and there.notes.count(encoder["dtype_check"]) == 1
+    assert ("is bfloat16 here" if kept == "bfloat16" else "stays with float32 here") in encoder["dtype_check"]
+
+
 def test_the_command_line_passes_the_engine_on(tmp_path, monkeypatch, capsys):
     from eci_sem import rank, runs
     from eci_sem.cli import main

@@ -10,8 +10,10 @@ import pytest
 
 from eci_sem import encoders
 from eci_sem.collection import InputError, load_docstrings
-from eci_sem.encoders import Encoder, fast_dtype, load_encoder
-from eci_sem.fast import FastEffect, fast_effect
+from eci_sem.encoders import Encoder, fast_dtype, load_encoder, sampled_queries
+from eci_sem.fast import FastEffect, fast_effect, fast_or_float32
+from eci_sem.rank import rank_sources
+from eci_sem.ranked_stream import rank_stream
 from eci_sem.sources import mine_bm25, mine_random
 from eci_sem.triples import Triples
 
@@ -20,14 +22,14 @@ SAMPLE = ["Return a sorted copy of an array.", "Close the socket and wait until 
 
 @pytest.fixture
 def amx(monkeypatch):
-    monkeypatch.setattr(encoders, "_bfloat16_instructions", lambda: True)
+    monkeypatch.setattr(encoders, "_bfloat16_instructions", lambda: "amx_bf16")
 
 
 def test_fast_is_bfloat16_only_where_there_are_instructions_for_it(monkeypatch):
     import torch
-    for there, dtype in ((True, "bfloat16"), (False, "float32")):
+    for there, dtype, why in (("amx_bf16", "bfloat16", "(amx_bf16: multiplies tiles)"), ("avx512_bf16", "bfloat16", "(avx512_bf16: multiplies pairs)"), (None, "float32", "no instructions for bfloat16 (amx_bf16 or avx512_bf16)")):
         monkeypatch.setattr(encoders, "_bfloat16_instructions", lambda: there)
-        assert fast_dtype()[0] == fast_dtype("cpu")[0] == dtype and "amx_bf16" in fast_dtype()[1]
+        assert fast_dtype()[0] == fast_dtype("cpu")[0] == dtype and why in fast_dtype()[1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda d: __import__("contextlib").nullcontext())
@@ -41,15 +43,15 @@ def test_fast_is_bfloat16_only_where_there_are_instructions_for_it(monkeypatch):
 def test_instructions_are_asked_of_torch_else_of_the_system(monkeypatch):
     import torch
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    for flags, found in ((dict(amx_bf16=True), True), (dict(amx_bf16=False, avx512_bf16=True), False), ({}, False)):
+    for flags, found in ((dict(avx512_bf16=True, amx_bf16=True), "amx_bf16"), (dict(amx_bf16=False, avx512_bf16=True), "avx512_bf16"), (dict(amx_bf16=False, avx512_bf16=False, avx512_f=True), None), ({}, None)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
-        assert encoders._bfloat16_instructions() is found
+        assert encoders._bfloat16_instructions() == found
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    for text, found in (("flags : avx512_bf16 amx_bf16 amx_tile\n", True), ("flags : avx512_bf16 amx_tile\n", False)):
+    for text, found in (("flags : avx512_bf16 amx_bf16 amx_tile\n", "amx_bf16"), ("flags : avx512_bf16 amx_tile\n", "avx512_bf16"), ("flags : avx2\n", None)):
         monkeypatch.setattr(encoders.Path, "read_text", lambda self, encoding=None: text)
-        assert encoders._bfloat16_instructions() is found
+        assert encoders._bfloat16_instructions() == found
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert encoders._bfloat16_instructions() is False
+    assert encoders._bfloat16_instructions() is None
 
 
 def test_what_fast_became_is_recorded_and_the_default_says_nothing_of_it(amx):
@@ -63,11 +65,11 @@ def test_formats_never_share_a_vector_and_fast_shares_that_of_what_it_became(mon
     def encoder(dtype, there):
         monkeypatch.setattr(encoders, "_bfloat16_instructions", lambda: there)
         return load_encoder("minilm", dtype=dtype, cache=tmp_path)
-    full, half = encoder("float32", False), encoder("bfloat16", False)
-    assert full.fingerprint == encoder("fast", False).fingerprint != half.fingerprint == encoder("fast", True).fingerprint
+    full, half = encoder("float32", None), encoder("bfloat16", None)
+    assert full.fingerprint == encoder("fast", None).fingerprint != half.fingerprint == encoder("fast", "avx512_bf16").fingerprint
     a, b = full.encode_passages(SAMPLE), half.encode_passages(SAMPLE)
     assert half.stats["encoded"] == 3 and (a != b).any(1).all()
-    for there, want in ((False, a), (True, b)):
+    for there, want in ((None, a), ("amx_bf16", b)):
         fast = encoder("fast", there)
         assert fast.encode_passages(SAMPLE).tobytes() == want.tobytes() and fast.stats["cached"] == 3
 
@@ -151,6 +153,87 @@ def test_errors_of_fast_effect(ranked):
     with pytest.raises(InputError, match="load has a dtype of its own"): fast_effect(ranked[1], "glove", load=dict(dtype="float32"))
 
 
+# --- the rule, applied: a ranking asked for with "fast" is one in bfloat16 or one in float32, and says which
+
+def far_from_zero(folder):
+    "A static model whose vectors are a small difference on top of a large common part: bfloat16 has no digits left for it."
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    tokenizer = load_encoder("glove", cache=False).model.tokenizer
+    weights = 1 + 1e-3 * np.random.default_rng(0).standard_normal((tokenizer.get_vocab_size(), 24))
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=torch.tensor(weights, dtype=torch.float32))], device="cpu").save(str(folder))
+    return folder
+
+
+@pytest.fixture
+def formats(amx, tmp_path):
+    "Name -> dtype -> encoder: one that keeps its order in bfloat16, and one that does not."
+    folder = far_from_zero(tmp_path / "far")
+    return {"glove": lambda d: load_encoder("glove", dtype=d, cache=False), "far": lambda d: load_encoder(folder, dtype=d, cache=False)}
+
+
+@pytest.mark.parametrize("name, kept", [("glove", "bfloat16"), ("far", "float32")])
+def test_a_ranking_asked_for_with_fast_is_in_bfloat16_only_where_the_rule_holds(ranked, formats, name, kept):
+    collection, triples = ranked
+    options = dict(collection=collection, progress=False, resamples=300)
+    fast = formats[name]("fast")
+    assert fast.dtype == "bfloat16"
+    got, want = rank_sources(triples, fast, **options), rank_sources(triples, formats[name](kept), **options)
+    pd.testing.assert_frame_equal(got.table, want.table)
+    encoder = got.provenance["encoder"]
+    assert (encoder["dtype"], encoder["dtype_asked"], encoder["fingerprint"]) == (kept, "fast", want.provenance["encoder"]["fingerprint"])
+    said = [n for n in got.notes if n.startswith("dtype 'fast'")]
+    assert said == [encoder["dtype_check"]] and ("is bfloat16 here" if kept == "bfloat16" else "stays with float32 here") in said[0] and "24 queries: " in said[0] and said[0] in repr(got)
+    assert "dtype_check" not in want.provenance["encoder"] and not any("dtype" in n for n in want.notes), "what was asked for by name is not asked again"
+    assert fast.dtype == "bfloat16" and "dtype_check" not in fast.info, "the caller's encoder is left as it was"
+    # the same in a walk that holds no triples
+    streams = [rank_stream(lambda: iter([triples.take(np.arange(20)), triples.take(np.arange(20, len(triples)))]), e, resamples=300) for e in (fast, formats[name](kept))]
+    pd.testing.assert_frame_equal(streams[0].table, streams[1].table)
+    assert streams[0].provenance["encoder"]["dtype"] == kept and sum(n.startswith("dtype 'fast'") for n in streams[0].notes) == 1
+
+
+def test_the_sample_is_a_twentieth_and_its_interval_is_narrowed_to_that_of_all(formats, monkeypatch):
+    from eci_sem import fast as F
+    assert [sampled_queries(n) for n in (3, 24, 25, 480, 481, 1000, 2000, 10**6)] == [3, 24, 24, 24, 25, 50, 100, 100]
+    words = "sort array close socket gradient tensor matrix sample peer value".split()
+    rng = np.random.default_rng(0)
+    some = lambda: " ".join(rng.choice(words, 4))
+    rows = lambda positive: Triples.from_rows([dict(query=f"{words[i % 10]} {i}", positive=positive(i), negative=some(), source=s) for i in range(600) for s in ("a", "b")])
+    triples = rows(lambda i: f"{words[i % 10]} {words[i % 10]} {i % 7}")
+    seen, real = [], F._effect
+    def spy(full, fast, *rest):
+        seen.append((full, fast, rest, real(full, fast, *rest)))
+        return seen[-1][-1]
+    monkeypatch.setattr(F, "_effect", spy)
+    encoder = formats["glove"]("fast")
+    kept, said = fast_or_float32(triples, encoder, progress=False, control=None, hybrids=None)
+    (full, fast, (dtype, limit, of), effect), = seen
+    assert (full.provenance["queries"], of, effect.queries, effect.of) == (30, 600, 30, 600) and "30 of 600 queries" in said
+    half = (full.table["hi"] - full.table["lo"]) / 2
+    np.testing.assert_allclose(effect.table[effect.table["metric"] == "ECI_sem"].set_index("source")["half_width"], half / np.sqrt(20))
+    assert full.provenance["encoder"]["dtype"] == "float32" and fast.provenance["encoder"]["dtype"] == "bfloat16"
+    assert (kept is encoder) == effect.holds == ("is bfloat16" in said)
+    fast_or_float32(triples, encoder, progress=False, control=None, hybrids=None, seed=1)
+    assert set(seen[1][0].factors["query_id"]) != set(full.factors["query_id"]), "another seed, other queries"
+    # what the sample can't be ranked by: here no positive is nearer to its query than to another
+    kept, said = fast_or_float32(rows(lambda i: some()), encoder, progress=False, control=None, hybrids=None)
+    assert kept.dtype == "float32" and "stays with float32 here: 30 of 600 queries could not be ranked in both formats (labelled pairs are no more similar" in said and kept.info["dtype_why"] in said
+    plain = formats["glove"]("bfloat16")
+    assert fast_or_float32(triples, plain) == (plain, "") and len(seen) == 2
+
+
+def test_the_twin_in_float32(formats):
+    fast = formats["far"]("fast")
+    twin = fast.in_float32("because")
+    assert (twin.dtype, twin.info["dtype_why"], twin.info["dtype_asked"]) == ("float32", "because", "fast") and twin.fingerprint == formats["far"]("float32").fingerprint != fast.fingerprint
+    assert twin.encode_passages(SAMPLE).tobytes() == formats["far"]("float32").encode_passages(SAMPLE).tobytes() != fast.encode_passages(SAMPLE).tobytes()
+    mine = load_encoder("glove", cache=False).model
+    held = Encoder(mine, "mine", dtype="fast", cache=False)
+    held.encode_queries(SAMPLE)
+    assert held.in_float32().model is mine, "the caller's model was kept as it was"
+
+
 # --- the benchmarks in small
 
 def run(root, script, *options):
@@ -172,8 +255,10 @@ def test_the_benchmark_of_encoding_in_small(root, tmp_path):
     out = run(root, "encode.py", "--only", "speed", "--texts", 4, "--runs", 1, "--json", tmp_path / "e.json")
     claims = {c["name"]: c for c in json.loads((tmp_path / "e.json").read_text())["claims"]}
     assert claims["vectors in float32, 1 - cosine with plain encode's"]["passed"] and claims["vectors in bfloat16, 1 - cosine with plain encode's"]["passed"], out.stdout
-    fast = next(c for name, c in claims.items() if "fast" in name)
-    if fast_dtype()[0] == "float32": assert fast["passed"] is None and fast["what"].startswith("not applicable here: ") and "no matrix instructions" in out.stdout
+    fast = [c for name, c in claims.items() if "fast" in name]
+    assert len(fast) == 2
+    if fast_dtype()[0] == "float32": assert all(c["passed"] is None and c["what"].startswith("not applicable here: ") for c in fast) and "no instructions for bfloat16" in out.stdout
+    else: assert fast[1]["passed"] is not None
 
 
 def test_a_claim_that_fails_fails_the_benchmark(root, capsys, monkeypatch):
