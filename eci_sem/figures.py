@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .collection import InputError, atomic_path, sha256_text, unknown_name, write_text
-from .tables import run_id, save_table
+from .tables import CSV_COLUMNS, run_columns, run_digits, run_id, save_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -232,24 +232,24 @@ def save_figure(
     table: "pd.DataFrame", # The table it was drawn from
     stem: str, # Name of the files, without ending; not that of a table of `save_table`
     folder: str | Path, # Where to put them; made if need be
-    meta: dict[str, Any], # Parameters, seeds, hashes: anything that JSON can hold; with `parameters`, the CSV names the run in each row as those of `save_table` do
+    meta: dict[str, Any], # Parameters, seeds, hashes: anything that JSON can hold; with `parameters`, the CSV tells in each row which run made it, as those of `save_table` do
 ) -> list[Path]: # PNG, SVG, CSV, JSON
     "Write a figure as PNG and SVG with its table and its provenance beside it. Raises `InputError`. [ours]"
     import pandas as pd
     if not re.fullmatch(r"[\w][\w.+-]*", stem): raise InputError(f"stem {stem!r}: expected a file name without folder or ending (letters, digits, - _ . +).")
     if not isinstance(table, pd.DataFrame): raise InputError(f"save_figure: the table is {type(table).__name__}, expected a pandas DataFrame.")
     if Path(folder, f"{stem}.run.json").exists(): raise InputError(f"stem {stem!r}: a table of that name is in the folder, and a figure writes its own {stem}.csv; give one of them another name.")
-    if "run" in table.columns: raise InputError(f"save_figure: column 'run' of the table of {stem} is one that save_figure adds; give yours another name.")
+    if own := next((c for c in CSV_COLUMNS if c in table.columns), None): raise InputError(f"save_figure: column {own!r} of the table of {stem} is one that save_figure adds; give yours another name.")
     draw = dict(getattr(fig, "drawn_by", {}))
     if draw and draw.pop("table") != hashlib.sha256(_csv(table)).hexdigest(): raise InputError(f"save_figure: {stem} was drawn by {draw['function']} from another table than the one given; save the one it was drawn from.")
     try: json.dumps(draw, allow_nan=False)
     except (TypeError, ValueError) as e: raise InputError(f"save_figure: {stem} was drawn with options that can't be written as JSON ({e}), so it could not be drawn again; give plain numbers, strings and lists.") from None
-    files, run = figure_files(fig, meta), run_id(meta) if "parameters" in meta else None
-    made = {**files, "csv": _csv(table.assign(run=run) if run else table)}
+    files, run, digits = figure_files(fig, meta), *((run_id(meta), run_digits(run_columns(meta))) if "parameters" in meta else (None, {}))
+    made = {**files, "csv": _csv(table.assign(run=run, **digits) if run else table)}
     paths = [Path(folder) / f"{stem}.{kind}" for kind in made]
     for path, data in zip(paths, made.values()):
         with atomic_path(path) as tmp: tmp.write_bytes(data)
-    record = dict(meta=meta, versions=figure_versions(), **({"run": run} if run else {}), **({"draw": draw} if draw else {}), sha256={p.name: hashlib.sha256(d).hexdigest() for p, d in zip(paths, made.values())})
+    record = dict(meta=meta, versions=figure_versions(), **({"run": run, "columns": digits} if run else {}), **({"draw": draw} if draw else {}), sha256={p.name: hashlib.sha256(d).hexdigest() for p, d in zip(paths, made.values())})
     return [*paths, write_text(Path(folder) / f"{stem}.json", json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n")]
 
 # %% ../nbs/09_figures.ipynb #1a36a60b

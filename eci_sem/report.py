@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from .collection import InputError, write_text
 from .download import digest
 from .results import answer, read_manifest
+from .tables import CSV_COLUMNS
 from .verdicts import CLAIMS, NOTEBOOKS, verdict_table
 
 # %% ../nbs/10c_report.ipynb #b40ecced
@@ -181,7 +182,7 @@ def _names(columns: list[str], rows: list[list[str]]) -> str:
     found = []
     for i, column in enumerate(columns):
         values = list(dict.fromkeys(r[i] for r in rows))
-        if column != "run" and 1 <= len(values) <= 9 and not all(_NUMBER.fullmatch(v) or not v for v in values): found.append(f"{column} {', '.join(v for v in values if v)}")
+        if column not in CSV_COLUMNS and 1 <= len(values) <= 9 and not all(_NUMBER.fullmatch(v) or not v for v in values): found.append(f"{column} {', '.join(v for v in values if v)}")
     return "; ".join(found)
 
 # %% ../nbs/10c_report.ipynb #a8a326b0
@@ -268,8 +269,8 @@ def _read_table(path: Path) -> _Saved | str: # or what is wrong with it
     return _Saved(rows[0], [[*r[:wide], *[""] * (wide - len(r))] for r in rows[1:]], len(rows) - 1 if total is None else total, data)
 
 def _saved_table(label: str, name: str, saved: _Saved) -> _Html:
-    "A table of the run; the column that names the run is in the manifest."
-    keep = [i for i, c in enumerate(saved.columns) if c != "run"]
+    "A table of the run; what made it is in the manifest, so the columns about that are left out."
+    keep = [i for i, c in enumerate(saved.columns) if c not in CSV_COLUMNS]
     rows = [[r[i] for i in keep] for r in saved.rows]
     if not rows: return _el("p", "It has no rows: ", ", ".join(saved.columns[i] for i in keep), class_="more")
     packed = None if saved.data is None else gzip.compress(saved.data, 6, mtime=0)
@@ -334,7 +335,7 @@ def _results(ran: Ran, tally: _Tally) -> _Html:
         if isinstance(saved, str): tables.append(_el("p", f"{name} {saved}.", class_="note")); continue
         tally.tables += 1
         item = f"; paper's item: {x}" if (x := _item(ran, name)) else ""
-        tables.append(_details(stem, f"{_count(saved.total, 'row')}, {_count(len(saved.columns) - ('run' in saved.columns), 'column')}{item}", _saved_table(f"{stem} of {ran.name}", name, saved), open_=0 < len(saved.rows) <= 8))
+        tables.append(_details(stem, f"{_count(saved.total, 'row')}, {_count(sum(c not in CSV_COLUMNS for c in saved.columns), 'column')}{item}", _saved_table(f"{stem} of {ran.name}", name, saved), open_=0 < len(saved.rows) <= 8))
     return _all([*parts, *([_el("h4", "Tables"), *tables] if tables else [])])
 
 def _exported(path: Path, name: str, tally: _Tally) -> _Html | str: # or why it is not shown

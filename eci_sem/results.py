@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .collection import InputError, atomic_path, write_text
+from .tables import without_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,7 +156,7 @@ class Redrawn(NamedTuple):
 def _drawn_table(path: Path, draw: dict[str, Any]) -> "pd.DataFrame":
     import pandas as pd
     # text that looks like a number or like a missing value stays text; floats come back to the last bit (pandas 3.1 on)
-    return pd.read_csv(path, dtype={c: "str" for c in draw["text"]}, keep_default_na=False, na_values=[""]).drop(columns="run", errors="ignore")
+    return pd.read_csv(path, dtype={c: "str" for c in draw["text"]}, keep_default_na=False, na_values=[""]).pipe(without_run)
 
 def _redraw(record: Path) -> tuple[str, str]:
     from importlib import import_module
@@ -224,7 +225,7 @@ def _difference(one: Path, two: Path, tolerance: float) -> tuple[str, str]:
     import numpy as np
     import pandas as pd
     read = (lambda p: pd.read_csv(p, keep_default_na=False, na_values=[""])) if one.suffix == ".csv" else pd.read_parquet
-    a, b = (read(p).drop(columns=["run", "run_parameters", "run_seed", "run_versions", "run_data", "run_models"], errors="ignore") for p in (one, two))
+    a, b = (without_run(read(p)) for p in (one, two))
     if list(a.columns) != list(b.columns) or len(a) != len(b): return "differs", f"{len(a)} rows of {', '.join(a.columns)} against {len(b)} rows of {', '.join(b.columns)}"
     worst = 0.0
     for name in a.columns:

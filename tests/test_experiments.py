@@ -45,7 +45,7 @@ def test_every_row_says_what_it_was_made_from(smoke):
             # a generator of text leaves its tables to others; all else names its parameters, seed and versions
             assert set(RUN_COLUMNS) <= set(full.columns) and (full["run_seed"] == cell.parameters.get("seed", 0)).all() and full["run_versions"].astype("str").str.contains("numpy=").all(), path.name
             assert not [v for v in full["run_parameters"].astype("str").unique() if str(folder) in v or ".part" in v], f"{cell.name}/{path.name} holds a folder of its run"
-        for path in here.glob("*.csv"): assert "run" in path.open().readline().strip().split(","), f"{cell.name}/{path.name} does not name its run: save it with save_table or save_figure"
+        for path in here.glob("*.csv"): assert path.open().readline().strip().split(",")[-6:] == ["run", *RUN_COLUMNS], f"{cell.name}/{path.name} does not name its run: save it with save_table or save_figure"
 
 
 def test_two_runs_and_portions_of_another_size_give_the_same_bytes(root, tmp_path):
@@ -84,6 +84,7 @@ def test_the_committed_gains_follow_from_the_committed_scores(root, folder):
     import json
     import numpy as np
     import pandas as pd
+    from eci_sem.tables import without_run
     from eci_sem.transfer import METRICS, UNTRAINED, summarise
     here = root / "figures" / folder
     p = json.loads((here / "transfer.run.json").read_text())["meta"]["parameters"]
@@ -91,7 +92,7 @@ def test_the_committed_gains_follow_from_the_committed_scores(root, folder):
     # one collection, so that it takes a second
     one = sorted(set(table["dataset"]))[0]
     found = summarise(table[table["dataset"] == one], baseline="none" if p["in_batch"] else "random", resamples=p["resamples"], seed=p["seed"])
-    want = pd.read_csv(here / "transfer.csv").query("dataset == @one").drop(columns=["run", "kind"])
+    want = pd.read_csv(here / "transfer.csv").query("dataset == @one").pipe(without_run).drop(columns="kind")
     assert len(want) and set(found["source"]) == set(want["source"]) and UNTRAINED in set(found["source"])
     pd.testing.assert_frame_equal(found.set_index(["metric", "source"]).sort_index(), want.set_index(["metric", "source"]).sort_index(), check_dtype=False, check_like=True, rtol=1e-9, atol=1e-12)
 
@@ -107,11 +108,12 @@ def test_the_committed_tables_come_out_again(root, smoke):
 def test_the_committed_ranking_comes_out_again(root, tmp_path):
     "One encoder at full size: its rows don't depend on the others."
     import pandas as pd
+    from eci_sem.tables import without_run
     m = committed(root, "ranking")
     parameters = {k: v for k, v in m["parameters"].items()} | dict(encoders=["glove"])
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(dict(cells=[dict(name="ranking", notebook="experiments/ranking", parameters=parameters)])))
     report = run(plan(tmp_path / "one.yaml", root=root), tmp_path / "runs")
     assert report.exit_status == 0, repr(report)
     for name in ("table_scores.csv", "claims.csv", "spectrum.csv"):
-        ours, theirs = (pd.read_csv(f / name).query("encoder == 'glove'").drop(columns="run", errors="ignore").reset_index(drop=True) for f in (report["ranking"].folder, root / "figures/ranking"))
+        ours, theirs = (without_run(pd.read_csv(f / name)).query("encoder == 'glove'").reset_index(drop=True) for f in (report["ranking"].folder, root / "figures/ranking"))
         pd.testing.assert_frame_equal(ours, theirs, check_dtype=False, rtol=VECTORS, atol=VECTORS)

@@ -73,16 +73,16 @@ def test_bytes_do_not_depend_on_settings_or_on_having_been_shown(tmp_path):
 def test_what_is_saved(tmp_path):
     from PIL import Image
     table = ranking()
-    png, svg, csv, record = save_figure(ranking_bars(table), table, "fig", tmp_path / "new", dict(seed=3, parameters=dict(tau=0.05), data="abc"))
+    png, svg, csv, record = save_figure(ranking_bars(table), table, "fig", tmp_path / "new", dict(seed=3, parameters=dict(tau=0.05, seed=3), data="abc"))
     with Image.open(png) as im:
         assert im.size[0] == 7 * 200 and im.info["dpi"] == pytest.approx((200, 200), abs=0.1) and json.loads(im.text["eci_sem"])["seed"] == 3
     text = svg.read_text()
     assert "<dc:date>" not in text and "<text" not in text # no date; letters are paths, so no font is needed to show them
     saved = json.loads(record.read_text())
-    assert saved["meta"] == dict(seed=3, parameters=dict(tau=0.05), data="abc") and set(saved["versions"]) == {"eci_sem", "matplotlib", "seaborn", "numpy", "pandas"}
+    assert saved["meta"] == dict(seed=3, parameters=dict(tau=0.05, seed=3), data="abc") and set(saved["versions"]) == {"eci_sem", "matplotlib", "seaborn", "numpy", "pandas"}
     assert saved["sha256"] == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (png, svg, csv)}
     drawn = pd.read_csv(csv)
-    assert set(drawn.pop("run")) == {saved["run"]} # in each row, the run that made it
+    assert {c: set(drawn.pop(c)) for c in ("run", *saved["columns"])} == {"run": {saved["run"]}, **{c: {3 if c == "run_seed" else x} for c, x in saved["columns"].items()}} # in each row, the run that made it
     pd.testing.assert_frame_equal(drawn, table, check_dtype=False)
     assert saved["draw"] == dict(function="ranking_bars", module="eci_sem.figures", options={}, text=["encoder", "source", "kind"])
 

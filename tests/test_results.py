@@ -1,4 +1,5 @@
 """Results: figures drawn again from their tables alone, and two runs compared table by table."""
+import hashlib
 import json
 import re
 import subprocess
@@ -15,6 +16,7 @@ from eci_sem.collection import InputError
 from eci_sem.figures import figure_versions, ranking_bars, save_figure, save_table
 from eci_sem.download import digest
 from eci_sem.results import compare_tables, read_manifest, redraw
+from eci_sem.tables import RUN_COLUMNS, run_columns, run_digits
 
 META = dict(parameters=dict(seed=0))
 
@@ -92,6 +94,22 @@ def test_each_function_that_gives_a_figure_can_be_drawn_again(root):
             f = getattr(module, name, None)
             if inspect.isfunction(f) and inspect.signature(f).return_annotation == "Figure": found.append(name); assert hasattr(f, "__wrapped__"), f"{path.stem}.{name} has no @_redrawable: eci-sem redraw could not draw it"
     assert {"ranking_bars", "spectrum"} <= set(found)
+
+
+TABLES = sorted(p for p in (Path(__file__).resolve().parents[1] / "figures").rglob("*.csv"))
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda p: "/".join(p.parts[p.parts.index("figures") + 1:]))
+def test_each_row_of_a_committed_table_tells_its_run(path):
+    record = next(p for p in (path.with_name(f"{path.stem}.run.json"), path.with_suffix(".json")) if p.exists())
+    saved = json.loads(record.read_text())
+    found = pd.read_csv(path, dtype=str, keep_default_na=False)[["run", *RUN_COLUMNS]].drop_duplicates().to_dict("records")
+    assert found == [dict(run=saved["run"], **{k: "" if v is None else str(v) for k, v in saved["columns"].items()})] or not found
+    parameters, seed = saved["meta"]["parameters"], saved["columns"]["run_seed"]
+    assert seed == parameters.get("seed") and saved["columns"]["run_parameters"] == run_digits(run_columns(saved["meta"]))["run_parameters"]
+    assert saved["sha256"][path.name] == hashlib.sha256(path.read_bytes()).hexdigest()
+    if path.with_suffix(".parquet").exists(): # where the digits' texts are
+        full = pd.read_parquet(path.with_suffix(".parquet"), columns=list(RUN_COLUMNS)).drop_duplicates().astype(object).to_dict("records")
+        assert [run_digits(x) for x in full] == [saved["columns"]] or not full
 
 
 COMMITTED = sorted(p for p in (Path(__file__).resolve().parents[1] / "figures").rglob("*.json") if p.with_suffix(".svg").exists() and '"draw"' in p.read_text())

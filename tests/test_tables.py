@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eci_sem.collection import InputError
-from eci_sem.tables import RUN_COLUMNS, run_columns, run_id, save_table, versions
+from eci_sem.tables import CSV_COLUMNS, RUN_COLUMNS, run_columns, run_digits, run_id, save_table, versions, without_run
 
 META = dict(parameters=dict(encoders=["glove"], tau=0.05, seed=3), collection=dict(name="docstrings", content_hash="abc", documents=10, origin=dict(versions=dict(numpy="2"))),
     encoders=dict(glove=dict(name="glove", fingerprint="f1", weights_sha256="w1"), minilm=dict(name="minilm", fingerprint="f2")), triples=dict(glove="t1", minilm="t2"))
@@ -21,7 +21,9 @@ def test_what_is_written(tmp_path):
     csv, parquet, record = save_table(FRAME, "scores", tmp_path / "new", META)
     assert [p.name for p in (csv, parquet, record)] == ["scores.csv", "scores.parquet", "scores.run.json"]
     run = run_id(META)
-    assert csv.read_text() == f"source,value,n,good,run\nbm25,0.1,1,True,{run}\nllm,-2e-17,2,False,{run}\nNA,,3,True,{run}\n" and len(run) == 12
+    digits = run_digits(run_columns(META))
+    tail = ",".join([run, *(str(digits[c]) for c in RUN_COLUMNS)])
+    assert csv.read_text() == f"source,value,n,good,run,run_parameters,run_seed,run_versions,run_data,run_models\nbm25,0.1,1,True,{tail}\nllm,-2e-17,2,False,{tail}\nNA,,3,True,{tail}\n" and len(run) == 12
     full = pd.read_parquet(parquet)
     assert not pq.read_schema(parquet).metadata # where pandas notes its own version
     assert list(full.columns) == ["source", "value", "n", "good", *RUN_COLUMNS]
@@ -30,6 +32,9 @@ def test_what_is_written(tmp_path):
         assert json.loads(row["run_parameters"]) == META["parameters"] and row["run_seed"] == 3 and f"numpy={np.__version__}" in row["run_versions"]
         assert json.loads(row["run_data"]) == {"collection": {"docstrings": "abc"}, "triples": {"glove": "t1", "minilm": "t2"}} and json.loads(row["run_models"]) == {"encoders": {"glove": "f1", "minilm": "f2"}}
     saved = json.loads(record.read_text())
+    # what the digits of the CSV stand for is in the Parquet file and in the record
+    assert saved["columns"] == digits == {c: 3 if c == "run_seed" else hashlib.sha256(str(full[c].iloc[0]).encode()).hexdigest()[:12] for c in RUN_COLUMNS}
+    pd.testing.assert_frame_equal(without_run(pd.read_csv(csv, keep_default_na=False, na_values=[""])), without_run(full), check_dtype=False)
     assert saved["run"] == run and saved["meta"] == META and saved["versions"] == versions() and saved["rows"] == 3
     assert saved["sha256"] == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (csv, parquet)}
     assert not [p for p in (tmp_path / "new").iterdir() if p.name.startswith(".")]
@@ -41,6 +46,18 @@ def test_the_name_of_a_run_follows_its_description_and_the_versions(monkeypatch)
     assert len({run, run_id({**META, "parameters": {**META["parameters"], "seed": 4}}), run_id({**META, "triples": "t"}), run_id({**META, "note": 1})}) == 4
     monkeypatch.setattr("eci_sem.tables.versions", lambda: {"python": "4"})
     assert run_id(META) != run
+
+
+def test_the_digits_in_a_csv_tell_what_differs(monkeypatch):
+    one = run_digits(run_columns(META))
+    def differs(meta): return {k for k, v in run_digits(run_columns(meta)).items() if v != one[k]}
+    assert differs(json.loads(json.dumps(META))) == set()
+    assert differs({**META, "parameters": {**META["parameters"], "tau": 0.1}}) == {"run_parameters"}
+    assert differs({**META, "parameters": {**META["parameters"], "seed": 4}}) == {"run_parameters", "run_seed"}
+    assert differs({**META, "triples": "t"}) == {"run_data"} and differs({**META, "encoders": {}}) == {"run_models"}
+    monkeypatch.setattr("eci_sem.tables.versions", lambda: {"python": "4"})
+    assert differs(META) == {"run_versions"}
+    assert run_digits(run_columns(dict(parameters={})))["run_seed"] is None
 
 
 @pytest.mark.parametrize("meta, data, models", [
@@ -61,7 +78,7 @@ def test_names_in_the_index_become_columns_and_the_frame_is_left_alone(tmp_path)
     before = frame.copy(deep=True)
     csv, parquet, _ = save_table(frame, "a", tmp_path, META)
     pd.testing.assert_frame_equal(frame, before)
-    assert list(pd.read_csv(csv).columns) == ["source", "n", "value", "good", "run"]
+    assert list(pd.read_csv(csv).columns) == ["source", "n", "value", "good", *CSV_COLUMNS]
     # an index without a name is where the rows came from, and no value
     shuffled = save_table(FRAME.iloc[::-1].iloc[::-1], "b", tmp_path, META)
     assert shuffled[0].read_text() == save_table(FRAME, "c", tmp_path, META)[0].read_text()
@@ -69,7 +86,7 @@ def test_names_in_the_index_become_columns_and_the_frame_is_left_alone(tmp_path)
 
 def test_a_table_without_rows_keeps_its_columns(tmp_path):
     csv, parquet, record = save_table(FRAME.iloc[:0], "none", tmp_path, META)
-    assert csv.read_text() == "source,value,n,good,run\n" and list(pd.read_parquet(parquet).columns) == [*FRAME, *RUN_COLUMNS] and json.loads(record.read_text())["rows"] == 0
+    assert csv.read_text() == f"source,value,n,good,{','.join(CSV_COLUMNS)}\n" and list(pd.read_parquet(parquet).columns) == [*FRAME, *RUN_COLUMNS] and json.loads(record.read_text())["rows"] == 0
 
 
 def test_without_the_csv(tmp_path):
