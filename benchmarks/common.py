@@ -83,7 +83,9 @@ def machine() -> dict[str, Any]:
     "The machine, as far as it bears on the times."
     from eci_sem.tables import this_machine, versions
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    found = dict(this_machine(), load=round(os.getloadavg()[0], 1), blas=f"{blas['name']} {blas['version']}", threads={k: os.environ[k] for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ} or "as the libraries choose", versions=versions())
+    try: flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError: flags = set()
+    found = dict(this_machine(), instructions=" ".join(x for x in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16") if x in flags) or "not known", load=round(os.getloadavg()[0], 1), blas=f"{blas['name']} {blas['version']}", threads={k: os.environ[k] for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ} or "as the libraries choose", versions=versions())
     print("machine: " + ", ".join(f"{k} {v}" for k, v in found.items() if k != "versions"), flush=True)
     return found
 

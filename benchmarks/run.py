@@ -2,7 +2,8 @@
 
 Each script measures its claims against a named baseline in its own run, and fails loudly when its result is not the baseline's.
 What they measured goes to benchmarks/results.json, whole or not at all, with the machine and the versions; the guide
-nbs/guides/performance.ipynb shows it. The exit status is 1 if a claim failed, 2 if a script did not run to its end.
+nbs/guides/performance.ipynb shows it. What another kind of processor measured before stays beside it, under `elsewhere`: some claims
+are about what a processor can do. The exit status is 1 if a claim failed, 2 if a script did not run to its end.
 """
 import argparse
 import json
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 # name -> (script, arguments); in all about 17 minutes on 2 cores without matrix instructions for bfloat16. stream.py at its own default (10 million rows) takes 8 minutes more.
@@ -21,6 +23,17 @@ SCRIPTS = {
 }
 
 
+def kind(machine: dict[str, Any]) -> tuple[str, str]:
+    "What tells processors apart: clouds give several of them one name."
+    return machine["cpu"], machine.get("instructions", "not recorded")
+
+def elsewhere(before: dict[str, Any] | None, here: dict[str, Any]) -> list[dict[str, Any]]:
+    "The last measurements of each other kind of processor, the latest first."
+    if not before: return []
+    last = [] if kind(before["machine"]) == kind(here) else [{k: before[k] for k in ("options", "seconds", "load", "machine", "claims")}]
+    return last + [x for x in before.get("elsewhere", ()) if kind(x["machine"]) not in {kind(here), *(kind(m["machine"]) for m in last)}]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, metavar="NAME", help=f"some of them: {', '.join(SCRIPTS)}; the others' results stay as they are")
@@ -28,7 +41,8 @@ def main() -> int:
     args = parser.parse_args()
     from eci_sem.collection import write_text
     from common import machine
-    known = json.loads(args.results.read_text(encoding="utf-8"))["scripts"] if args.only and args.results.is_file() else {}
+    before = json.loads(args.results.read_text(encoding="utf-8"))["scripts"] if args.results.is_file() else {}
+    known = before if args.only else {}
     about, found, broken = machine(), {}, []
     for name in args.only or SCRIPTS:
         script, options = SCRIPTS[name]
@@ -41,6 +55,7 @@ def main() -> int:
             if not result.is_file(): broken.append(name); print(f"{script} ended with status {done.returncode} and no result", file=sys.stderr); continue
             report = json.loads(result.read_text(encoding="utf-8"))
         found[name] = dict(script=script, options=options, seconds=round(seconds, 1), load=round(load, 1), machine=about, claims=report["claims"], **{k: v for k, v in report.items() if k not in ("machine", "claims")})
+        if others := elsewhere(before.get(name), about): found[name]["elsewhere"] = others
     scripts = {name: (found[name] if name in found else known[name]) for name in SCRIPTS if name in found or name in known}
     if found: write_text(args.results, json.dumps(dict(scripts=scripts), indent=1, ensure_ascii=False) + "\n")
     claims = [c for x in found.values() for c in x["claims"]]
