@@ -30,7 +30,7 @@ def kind(machine: dict[str, Any]) -> tuple[str, str]:
 def elsewhere(before: dict[str, Any] | None, here: dict[str, Any]) -> list[dict[str, Any]]:
     "The last measurements of each other kind of processor, the latest first."
     if not before: return []
-    last = [] if kind(before["machine"]) == kind(here) else [{k: before[k] for k in ("options", "seconds", "load", "machine", "claims")}]
+    last = [] if kind(before["machine"]) == kind(here) else [{k: before[k] for k in ("options", "seconds", "load", "machine", "claims") if k in before}]
     return last + [x for x in before.get("elsewhere", ()) if kind(x["machine"]) not in {kind(here), *(kind(m["machine"]) for m in last)}]
 
 

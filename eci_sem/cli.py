@@ -165,7 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("files", nargs="+", metavar="FILE", help="triples, in a format that is known by its content")
     p.add_argument("--encoder", required=True, metavar="NAME", help="the encoder to be trained: minilm, smollm2, glove, a folder, or a hub name")
     p.add_argument("--device", metavar="NAME", help="where to encode: cpu, cuda, ... (default: cpu; with --engine ray: cuda where the cluster has GPUs)")
-    p.add_argument("--dtype", default="float32", metavar="NAME", help="number format: float32, bfloat16, or fast: bfloat16 where the machine multiplies matrices of it faster, else float32 (default: float32)")
+    p.add_argument("--dtype", default="float32", metavar="NAME", help="number format: float32, bfloat16, or fast: bfloat16 where the machine has instructions for it and a sample of the queries keeps its order and scores, else float32 (default: float32)")
     p.add_argument("--collection", metavar="NAME", help="where the triples come from: its judgments show false negatives, its corpus gives the IDF (default: the triples alone)")
     p.add_argument("--tokenizer", default="word", help="for the lexical overlap: word, stem or wordpiece (default: word)")
     p.add_argument("--stream", action="store_true", help="hold a batch of the triples at a time, for files of millions of rows: ECI_sem of the sources as they are, with intervals from blocks of queries; no hybrids, no ECI_net. With --engine ray the files are shards that the workers read, on a disk they share or in a store (s3://bucket/triples/*.parquet)")

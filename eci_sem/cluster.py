@@ -27,7 +27,7 @@ import numpy as np
 
 from .checks import _Lengths, _Unique, _hash
 from .collection import Collection, InputError, existing
-from .encoders import Encoder, _check_device, asked_fast, fast_dtype, load_encoder, sampled_queries
+from .encoders import UNHELD, Encoder, _check_device, asked_fast, fast_dtype, load_encoder, sampled_queries
 from .formats import _FileSources, scan_triples
 from .lexical import IDF, Tokenizer, get_tokenizer
 from .ranked_stream import StreamRanking, _checked, _clean, _common, _covered, _hold_fast, _number_of_blocks, _ranking, _Shared, _sound
@@ -113,7 +113,7 @@ class _Part: # an actor: encodes the texts, and counts the terms of the positive
         self.encoder, self.life, self.keep = make(), uuid.uuid4().hex, keep
         self.tokenizer = get_tokenizer(tokenizer, self.encoder)
         self.work, self.df, self.documents, self.seen = Counter(), Counter(), 0, _Unique()
-        self.vectors = self._kept(self.encoder)
+        self.vectors, self.twin = self._kept(self.encoder), None
     def _kept(self, encoder: Any, mark: str = "") -> dict[str, _Vectors]: return {mark + kind: _Vectors(self._counted(encoder, kind), encoder.dim, self.keep // 2) for kind in ("queries", "passages")}
     def _counted(self, encoder: Any, kind: str) -> Callable:
         def counted(texts, progress=False):
@@ -121,18 +121,24 @@ class _Part: # an actor: encodes the texts, and counts the terms of the positive
             self.work["encoded"] += getattr(encoder, "stats", {}).get("encoded", len(texts))
             return out
         return counted
-    def about(self, encoder: Any = None) -> dict[str, Any]:
-        e = self.encoder if encoder is None else encoder
+    def _of(self, mark: str) -> Any: # the encoder, or its twin in float32, made when it is first asked for
+        if mark and self.twin is None: self.twin = self.encoder.in_float32()
+        encoder = self.twin if mark else self.encoder
+        if mark + "queries" not in self.vectors: self.vectors |= self._kept(encoder, mark)
+        return encoder
+    def settle(self, mark: str) -> None: # the other one, and its vectors, are not asked for again
+        self._of(mark)
+        self.vectors = {k: v for k, v in self.vectors.items() if k.startswith(_FLOAT32) == bool(mark)}
+        if mark: self.encoder = self.twin
+        else: self.twin = None
+    def about(self, mark: str = "") -> dict[str, Any]:
+        e = self._of(mark)
         return dict(dim=int(e.dim), name=getattr(e, "name", type(e).__name__), fingerprint=getattr(e, "fingerprint", None), info=getattr(e, "info", {}), pid=os.getpid())
-    def in_float32(self, why: str = "") -> dict[str, Any]: # from now on, under names of their own
-        encoder = self.encoder.in_float32(why)
-        self.vectors |= self._kept(encoder, _FLOAT32)
-        return self.about(encoder)
     def encode(self, kind: str, texts: list[str]) -> np.ndarray: # float32 (n, d)
         self.work["asked"] += len(texts)
         return self._encode(kind, texts)
     def _encode(self, kind: str, texts: list[str]) -> np.ndarray:
-        if kind not in self.vectors: self.in_float32() # an actor that was started anew
+        if kind not in self.vectors: self._of(_FLOAT32 if kind.startswith(_FLOAT32) else "") # an actor that was started anew
         try: return np.asarray(self.vectors[kind](texts), np.float32)
         except MemoryError:
             v = self.vectors[kind]
@@ -188,7 +194,11 @@ class ClusterEncoder:
     ): self.parts, self.dim, self.name, self.fingerprint, self.info, self.mark = list(parts), about["dim"], about["name"], about["fingerprint"], about["info"], mark
     def encode_queries(self, texts: Sequence[str], progress: bool | None = None) -> np.ndarray: return self._encode(self.mark + "queries", texts)
     def encode_passages(self, texts: Sequence[str], progress: bool | None = None) -> np.ndarray: return self._encode(self.mark + "passages", texts)
-    def in_float32(self, why: str = "") -> "ClusterEncoder": return ClusterEncoder(self.parts, _get([p.in_float32.remote(why) for p in self.parts], "starting the encoders in float32")[0], _FLOAT32)
+    def in_float32(self, why: str = "") -> "ClusterEncoder":
+        abouts = _get([p.about.remote(_FLOAT32) for p in self.parts], "starting the encoders in float32")
+        _one_encoder(abouts)
+        return ClusterEncoder(self.parts, dict(abouts[0], info=dict(abouts[0]["info"], **({"dtype_why": why} if why else {}))), _FLOAT32)
+    def settle(self) -> None: _get([p.settle.remote(self.mark) for p in self.parts], "starting the encoders")
     def _encode(self, kind: str, texts: Sequence[str]) -> np.ndarray:
         texts = list(texts)
         falls, out = _hash(texts, len(texts)) % np.uint64(len(self.parts)), np.empty((len(texts), self.dim), np.float32)
@@ -376,7 +386,7 @@ def _add_up(ray: Any, remote: ClusterEncoder, shards: list[Shard], job: dict[str
     def done(number: int, found: dict[str, Any], state: Any) -> None: told[number] = found; tree.add(number, state)
     _in_turn(ray, lambda k: task.remote(shards[k], remote, job_ref, *given(k))[::-1], shards, len(remote.parts), done)
     found = _get(tree.root, "merging the shards")
-    _one_encoder(_get([p.about.remote() for p in remote.parts], "reporting")) # an actor that was started again, too
+    _one_encoder(_get([p.about.remote(remote.mark) for p in remote.parts], "reporting")) # an actor that was started again, too
     return found, job["idf"], [told[k] for k in sorted(told)]
 
 def _work(remote: ClusterEncoder, told: list[dict[str, Any]], started: float, *more: dict[str, Any]) -> dict[str, Any]: # more: of tasks that scored nothing
@@ -417,7 +427,7 @@ def score_cluster(
     keep: int = 1 << 28, # Bytes of vectors that a worker keeps
     **reading: Any, # source, corpus, queries, format, ...: as for `scan_triples`
 ) -> ClusterScores: # source -> score of all its triples
-    "ECI_sem of each source over the shards, on a Ray cluster, in bounded memory. Raises `InputError`. [paper]"
+    "ECI_sem of each source over the shards, on a Ray cluster, in bounded memory; in float32 where 'fast' was asked for. Raises `InputError`. [paper]"
     shards, config, started = _found(shards, reading), ECIConfig() if config is None else config, time.perf_counter()
     if config.overlap == "none" and idf is not None: raise InputError("an IDF table was given, but overlap is 'none', so it would have no effect: leave it out.")
     given, reading = dict(calibration=calibration, prior=prior, mean=mean), dict(reading, batch=batch)
@@ -426,6 +436,9 @@ def score_cluster(
     with _at_work(shards, encoder, address, workers=workers, gpus_per_worker=gpus_per_worker, device=device, tokenizer=tokenizer, keep=keep) as (shards, remote):
         import ray
         Accumulator(remote.dim, config, blocks, **given)
+        if asked_fast(remote):
+            tokenizer, remote = get_tokenizer(tokenizer, remote), remote.in_float32(UNHELD) # the pieces are those that the terms are counted by
+            remote.settle()
         job = dict(config=config, idf=idf, tokenizer=tokenizer, given=given, blocks=blocks, keep=keep, reading=reading)
         found, idf, told = _add_up(ray, remote, shards, job, lambda k: (None, None))
         return ClusterScores(found, idf, _work(remote, told, started))
@@ -461,7 +474,7 @@ def rank_cluster(
     batch: int = 8192, # As for `score_cluster`
     **reading: Any, # source, corpus, queries, qrels, depth, judged_only, format: as for `scan_triples`
 ) -> StreamRanking: # Prints as a table; provenance["work"] says what the workers did
-    "Rank the sources of shards on a Ray cluster: the table of `rank_files`, and no triple on this machine. Raises `InputError`. [paper: ECI_sem; ours: the statistics]"
+    "Rank the sources of shards on a Ray cluster: the table of `rank_files`, and no triple on this machine (but a sample's, where 'fast' was asked for). Raises `InputError`. [paper: ECI_sem; ours: the statistics]"
     shards, started, files = _found(shards, reading), time.perf_counter(), not is_dataset(shards)
     config = _checked(config, resamples=resamples, blocks=blocks, seed=seed, memory=memory, keep=keep, alpha=alpha)
     if config.overlap == "none" and idf is not None: raise InputError("an IDF table was given, but overlap is 'none', so it would have no effect: leave it out.")
@@ -491,11 +504,12 @@ def rank_cluster(
         units = _number_of_blocks(blocks, len(names), remote.dim, queries, memory)
         if idf is None and collection is not None and config.overlap != "none": idf = IDF.fit(list(collection.corpus.values()), own)
         job |= dict(blocks=units, shared=(whole, seed, units), idf=idf)
-        check = ""
+        check = None
         if asked_fast(remote):
             task, rows = ray.remote(_sample_shard).options(max_retries=_TRIES), {}
             _in_turn(ray, lambda k: (task.remote(shards[k], job_ref, checked[k], sample), None), shards, len(remote.parts), lambda k, found, _: rows.__setitem__(k, found))
-            remote, check = _hold_fast((t for k in sorted(rows) for t in rows[k]), remote, queries, config, control, own, idf, seed)
+            remote, check = _hold_fast((t for k in sorted(rows) for t in rows[k]), remote, queries, config, control, own, idf, seed, alpha)
+            job["tokenizer"] = own # its pieces, and its name, are those that the terms are counted by
         sums, idf, scored = _add_up(ray, remote, shards, job, lambda k: (checked[k], common))
         words, left_out = {s: _Lengths() for s in names}, Counter()
         for t in scored:

@@ -468,7 +468,9 @@ def rank_sources(
         overlap = lexical_residuality(t, idf, tokenizer, form=config.overlap)
         lap("overlap")
         # a module that stands above this one
-        encoder, check = import_module("eci_sem.fast").fast_or_float32(t, encoder, seed=seed, collection=collection, hybrids=hybrids, control=control, config=config, tokenizer=tokenizer, idf=idf, metrics=metrics, progress=progress, equal_counts=equal_counts, order=order, prior=prior, generated_prior=generated_prior, penalty=penalty) if asked_fast(encoder) else (encoder, "")
+        check = None
+        if asked_fast(encoder): encoder, check = import_module("eci_sem.fast").fast_or_float32(t, encoder, seed=seed, collection=collection, hybrids=hybrids, control=control, config=config, tokenizer=tokenizer, idf=idf, metrics=metrics, alpha=alpha, progress=progress, equal_counts=equal_counts, order=order,
+            prior=1 / len(set(t.texts("positive"))) if prior is None and collection is None else prior, generated_prior=generated_prior, penalty=penalty)
         scorer = _Scorer(plan, encoder, collection, config, np.asarray(overlap.rho), net, prior, generated_prior, penalty, seed, progress)
     lap("embeddings")
     table, spectra = _estimates(plan, scorer, net, progress)
@@ -502,7 +504,7 @@ def rank_sources(
         resamples=resamples, units=units, seed=seed, alpha=alpha, interval="percentile" if scorer.gain <= 1 else "basic", bootstrap=paths, seconds=seconds,
         versions=dict(python=sys.version.split()[0], **{p: version(p) for p in ("eci_sem", "numpy", "scipy", "pandas", "pyarrow")}))
     pairs = pd.concat(pairs, ignore_index=True)[["metric", "family", "a", "b", "difference", "lo", "hi", "p", "p_holm", "significant"]]
-    if check: provenance["encoder"]["dtype_check"] = check
+    if check: provenance["encoder"]["dtype_check"] = check.note(table)
     ranking = Ranking(table, pairs, draws, dropped, lengths, tidy, spectra, provenance, pools={n: place[plan.rows[n]] for n in plan.parts})
     ranking.notes = _notes(ranking)
     return ranking

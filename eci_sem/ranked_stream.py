@@ -109,13 +109,13 @@ def _checked(config: ECIConfig | None, **options: Any) -> ECIConfig:
     if not 0 < (alpha := options.get("alpha", 0.05)) < 1: raise InputError(f"alpha is {alpha!r}, expected a number between 0 and 1, e.g. 0.05.")
     return config
 
-def _hold_fast(rows: Iterable[Triples], encoder: Any, of: int, config: ECIConfig, control: str | None, tokenizer: Tokenizer, idf: IDF | None, seed: int) -> tuple[Any, str]:
+def _hold_fast(rows: Iterable[Triples], encoder: Any, of: int, config: ECIConfig, control: str | None, tokenizer: Tokenizer, idf: IDF | None, seed: int, alpha: float) -> tuple[Any, Any]:
     # a sample of the queries that fits in memory, in both formats
     from importlib import import_module
-    return import_module("eci_sem.fast").fast_or_float32(Triples.concat(list(rows)), encoder, of=of, seed=seed, hybrids=None, control=control, config=config, tokenizer=tokenizer, idf=idf, metrics=("eci_sem",), progress=False)
+    return import_module("eci_sem.fast").fast_or_float32(Triples.concat(list(rows)), encoder, of=of, seed=seed, hybrids=None, control=control, config=config, tokenizer=tokenizer, idf=idf, metrics=("eci_sem",), alpha=alpha, progress=False)
 
 def _ranking(names: list[str], sums: dict[str, Accumulator], words: dict[str, _Lengths], left_out: dict[str, int], dropped: dict[str, dict[str, int]], queries: int,
-    encoder: Any, config: ECIConfig, tokenizer: Tokenizer, idf: IDF | None, control: str | None, resamples: int | None, seed: int, alpha: float, check: str = "") -> StreamRanking:
+    encoder: Any, config: ECIConfig, tokenizer: Tokenizer, idf: IDF | None, control: str | None, resamples: int | None, seed: int, alpha: float, check: Any = None) -> StreamRanking:
     "What the walks found, as a table."
     import pandas as pd
     from importlib.metadata import version
@@ -139,7 +139,7 @@ def _ranking(names: list[str], sums: dict[str, Accumulator], words: dict[str, _L
     provenance = dict(encoder=dict(getattr(encoder, "info", {}), name=getattr(encoder, "name", type(encoder).__name__), fingerprint=getattr(encoder, "fingerprint", None), dim=encoder.dim), queries=queries, config=asdict(config), gain=gain,
         tokenizer=dict(name=getattr(tokenizer, "name", None), fingerprint=getattr(tokenizer, "fingerprint", None)), idf=dict(fingerprint=getattr(idf, "fingerprint", None), documents=getattr(idf, "documents", None)), empty_queries=None, hybrids=[], control=control, metrics=["eci_sem"], order="eci_sem", recommendation=(found := recommendation()) and found["text"].replace("**", ""), net=None,
         resamples=resamples, units=(units := sums[names[0]].blocks), block_bytes=len(names) * units * encoder.dim * (encoder.dim + 1) * 4, seed=seed, alpha=alpha, interval="percentile" if gain <= 1 else "basic", versions=dict(python=sys.version.split()[0], **{p: version(p) for p in ("eci_sem", "numpy", "scipy", "pandas", "pyarrow")}))
-    if check: provenance["encoder"]["dtype_check"] = check
+    if check: provenance["encoder"]["dtype_check"] = check.note(table)
     pairs = pairs.assign(metric="eci_sem")[["metric", "family", "a", "b", "difference", "lo", "hi", "p", "p_holm", "significant"]]
     ranking = StreamRanking(table, pairs, {"eci_sem": pd.DataFrame(draws, columns=names)}, dropped, lengths, factors, pd.concat(spectra, ignore_index=True), provenance)
     ranking.notes = _notes(ranking)
@@ -161,8 +161,8 @@ def rank_stream(
     alpha: float = 0.05, # Level of significance after Holm's correction, and 1 - coverage of the intervals
     keep: int = 1 << 28, # Bytes of vectors that are kept
 ) -> StreamRanking: # Prints as a table
-    "Rank the sources of a stream by ECI_sem with paired intervals, in bounded memory: three walks. Raises `InputError`. [paper: ECI_sem; ours: the statistics]"
-    if not callable(batches): raise InputError(f"batches is {type(batches).__name__}, expected a function that starts a walk, e.g. lambda: scan_triples(path), because the triples are walked over three times.")
+    "Rank the sources of a stream by ECI_sem with paired intervals, in bounded memory: three walks, and one for a sample where 'fast' was asked for. Raises `InputError`. [paper: ECI_sem; ours: the statistics]"
+    if not callable(batches): raise InputError(f"batches is {type(batches).__name__}, expected a function that starts a walk, e.g. lambda: scan_triples(path), because the triples are walked over several times.")
     config = _checked(config, resamples=resamples, blocks=blocks, seed=seed, memory=memory, keep=keep, alpha=alpha)
     tokenizer = get_tokenizer(tokenizer, encoder)
     covered, dropped = _covered(batches, seed)
@@ -172,8 +172,8 @@ def rank_stream(
     shared = _Shared(common, whole, seed, units)
     if idf is None and config.overlap != "none":
         idf = stream_idf(shared.rows(batches()), tokenizer)
-    check = ""
-    if asked_fast(encoder): encoder, check = _hold_fast(_Shared(common[:sampled_queries(len(common))], False, seed, 1).rows(batches()), encoder, len(common), config, control, tokenizer, idf, seed)
+    check = None
+    if asked_fast(encoder): encoder, check = _hold_fast(_Shared(common[:sampled_queries(len(common))], False, seed, 1).rows(batches()), encoder, len(common), config, control, tokenizer, idf, seed, alpha)
     sums = accumulate_stream(lambda: shared.rows(batches(), last=True), encoder, config, idf=idf, tokenizer=tokenizer, mean=mean, keep=keep, blocks=units, block=shared.block)
     return _ranking(names, sums, shared.words, shared.left_out, dropped, len(common), encoder, config, tokenizer, idf, control, resamples, seed, alpha, check)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from .checks import _Unique, _column_keys, _isin, mix_keys
 from .collection import InputError
-from .encoders import Encoder
+from .encoders import UNHELD, Encoder, asked_fast
 from .lexical import IDF, Tokenizer, get_tokenizer, lexical_residuality
 from .score import Accumulator, ECIConfig, Score
 from .triples import Triples
@@ -118,5 +118,6 @@ def score_stream(
     config: ECIConfig | None = None, # Factors by name; None: the defaults
     **options: Any, # idf, tokenizer, calibration, prior, mean, keep: as for `accumulate_stream`
 ) -> dict[str, Score]: # source -> score of all its triples
-    "ECI_sem of each source, in bounded memory; sources are scored on all their own triples, whichever queries they cover. Raises `InputError`. [paper]"
+    "ECI_sem of each source, in bounded memory; sources are scored on all their own triples, whichever queries they cover, and in float32 where 'fast' was asked for. Raises `InputError`. [paper]"
+    if asked_fast(encoder): encoder = encoder.in_float32(UNHELD)
     return {s: a.result() for s, a in accumulate_stream(batches, encoder, config, **options).items()}

@@ -65,7 +65,7 @@ def run_columns(
     if not isinstance(meta, dict) or not isinstance(meta.get("parameters"), dict): raise InputError(f"meta is {_compact(sorted(meta)) if isinstance(meta, dict) else type(meta).__name__}, expected a dict with 'parameters', the notebook's parameters by name.")
     parameters = meta["parameters"]
     if "out" in parameters: raise InputError("meta['parameters'] holds 'out', the folder of this one run: leave it out, or the same result would have other bytes elsewhere.")
-    try: _compact(meta); seed = parameters.get("seed"); seed = None if seed is None else int(seed)
+    try: _compact(meta); seed = parameters.get("seed", meta.get("seed")); seed = None if seed is None else int(seed)
     except (TypeError, ValueError) as e: raise InputError(f"meta can't be written as JSON ({e}); expected plain numbers, strings, lists and dicts, and a whole number as seed.") from None
     pick = lambda keys: _compact({k: h for k in keys if k in meta and (h := _hashes(meta[k]))})
     return dict(zip(RUN_COLUMNS, (_compact(parameters), seed, " ".join(f"{k}={v}" for k, v in versions().items()), pick(_DATA), pick(_MODELS))))

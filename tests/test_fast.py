@@ -11,9 +11,10 @@ import pytest
 from eci_sem import encoders
 from eci_sem.collection import InputError, load_docstrings
 from eci_sem.encoders import Encoder, fast_dtype, load_encoder, sampled_queries
-from eci_sem.fast import FastEffect, fast_effect, fast_or_float32
+from eci_sem.fast import FastCheck, FastEffect, fast_effect, fast_or_float32
 from eci_sem.rank import rank_sources
 from eci_sem.ranked_stream import rank_stream
+from eci_sem.stream import score_stream
 from eci_sem.sources import mine_bm25, mine_random
 from eci_sem.triples import Triples
 
@@ -184,6 +185,7 @@ def test_a_ranking_asked_for_with_fast_is_in_bfloat16_only_where_the_rule_holds(
     encoder = got.provenance["encoder"]
     assert (encoder["dtype"], encoder["dtype_asked"], encoder["fingerprint"]) == (kept, "fast", want.provenance["encoder"]["fingerprint"])
     said = [n for n in got.notes if n.startswith("dtype 'fast'")]
+    assert fast.stats["texts"] == 0 or kept == "bfloat16", "the sample is no count of the caller's"
     assert said == [encoder["dtype_check"]] and ("is bfloat16 here" if kept == "bfloat16" else "stays with float32 here") in said[0] and "24 queries: " in said[0] and said[0] in repr(got)
     assert "dtype_check" not in want.provenance["encoder"] and not any("dtype" in n for n in want.notes), "what was asked for by name is not asked again"
     assert fast.dtype == "bfloat16" and "dtype_check" not in fast.info, "the caller's encoder is left as it was"
@@ -195,6 +197,7 @@ def test_a_ranking_asked_for_with_fast_is_in_bfloat16_only_where_the_rule_holds(
 
 def test_the_sample_is_a_twentieth_and_its_interval_is_narrowed_to_that_of_all(formats, monkeypatch):
     from eci_sem import fast as F
+    from eci_sem.ranked_stream import _hold_fast
     assert [sampled_queries(n) for n in (3, 24, 25, 480, 481, 1000, 2000, 10**6)] == [3, 24, 24, 24, 25, 50, 100, 100]
     words = "sort array close socket gradient tensor matrix sample peer value".split()
     rng = np.random.default_rng(0)
@@ -207,20 +210,46 @@ def test_the_sample_is_a_twentieth_and_its_interval_is_narrowed_to_that_of_all(f
         return seen[-1][-1]
     monkeypatch.setattr(F, "_effect", spy)
     encoder = formats["glove"]("fast")
-    kept, said = fast_or_float32(triples, encoder, progress=False, control=None, hybrids=None)
+    kept, check = fast_or_float32(triples, encoder, progress=False, control=None, hybrids=None)
     (full, fast, (dtype, limit, of), effect), = seen
+    said = check.text
+    assert limit == 0.05, "of a sample half of the limit is asked"
     assert (full.provenance["queries"], of, effect.queries, effect.of) == (30, 600, 30, 600) and "30 of 600 queries" in said
     half = (full.table["hi"] - full.table["lo"]) / 2
     np.testing.assert_allclose(effect.table[effect.table["metric"] == "ECI_sem"].set_index("source")["half_width"], half / np.sqrt(20))
     assert full.provenance["encoder"]["dtype"] == "float32" and fast.provenance["encoder"]["dtype"] == "bfloat16"
-    assert (kept is encoder) == effect.holds == ("is bfloat16" in said)
+    assert (kept is encoder) == effect.holds == ("is bfloat16" in said) == bool(check.apart)
+    assert full.provenance["alpha"] == 0.05
     fast_or_float32(triples, encoder, progress=False, control=None, hybrids=None, seed=1)
     assert set(seen[1][0].factors["query_id"]) != set(full.factors["query_id"]), "another seed, other queries"
+    # the interval is that of the ranking
+    rank_sources(triples, encoder, progress=False, control=None, hybrids=None, alpha=0.5, resamples=200)
+    assert seen[2][0].provenance["alpha"] == 0.5 and seen[2][0].provenance["net"]["prior"] == rank_sources(triples, formats["glove"]("float32"), progress=False, control=None, hybrids=None, resamples=200).provenance["net"]["prior"]
+    _hold_fast([triples], encoder, 600, None, None, "word", None, 0, 0.5)
+    assert seen[3][0].provenance["alpha"] == 0.5
     # what the sample can't be ranked by: here no positive is nearer to its query than to another
-    kept, said = fast_or_float32(rows(lambda i: some()), encoder, progress=False, control=None, hybrids=None)
-    assert kept.dtype == "float32" and "stays with float32 here: 30 of 600 queries could not be ranked in both formats (labelled pairs are no more similar" in said and kept.info["dtype_why"] in said
+    kept, check = fast_or_float32(rows(lambda i: some()), encoder, progress=False, control=None, hybrids=None)
+    said = check.text
+    assert not check.apart and kept.dtype == "float32" and "stays with float32 here: 30 of 600 queries could not be ranked in both formats (labelled pairs are no more similar" in said and kept.info["dtype_why"] in said
     plain = formats["glove"]("bfloat16")
-    assert fast_or_float32(triples, plain) == (plain, "") and len(seen) == 2
+    assert fast_or_float32(triples, plain) == (plain, None) and len(seen) == 4
+
+
+def test_neighbours_that_the_format_may_have_swapped_are_named():
+    table = pd.DataFrame(dict(value=[1.0, 5.0, 4.9, 3.0], net_value=[1.0, 2.0, 4.0, 8.0]), index=["d", "a", "b", "c"])
+    assert FastCheck("x.", {}).note(table) == "x."
+    assert FastCheck("x.", {"ECI_sem": 0.04}).note(table) == "x."
+    assert FastCheck("x.", {"ECI_sem": 0.06}).note(table) == "x. In float32 these neighbours may stand the other way round: a and b by ECI_sem."
+    assert FastCheck("x.", {"ECI_sem": 0.0, "ECI_net": 0.6}).note(table) == "x. In float32 these neighbours may stand the other way round: a and d by ECI_net."
+    assert FastCheck("x.", {"ECI_net": 0.6}).note(table[["value"]]) == "x."
+
+
+@pytest.mark.parametrize("name", ["glove", "far"])
+def test_a_score_that_nothing_is_held_against_is_in_float32(ranked, formats, name):
+    batches = lambda: iter([ranked[1]])
+    scores = {d: score_stream(batches, formats[name](d)) for d in ("fast", "float32", "bfloat16")}
+    values = {d: {k: v.value for k, v in s.items()} for d, s in scores.items()}
+    assert values["fast"] == values["float32"] != values["bfloat16"]
 
 
 def test_the_twin_in_float32(formats):
@@ -232,6 +261,24 @@ def test_the_twin_in_float32(formats):
     held = Encoder(mine, "mine", dtype="fast", cache=False)
     held.encode_queries(SAMPLE)
     assert held.in_float32().model is mine, "the caller's model was kept as it was"
+
+
+@pytest.mark.parametrize("name", ["glove", "minilm"])
+def test_the_twin_has_the_name_and_the_vectors_of_float32_and_no_vector_of_another_model(amx, tmp_path, name):
+    "Without a hash of the weights given, what is hashed for bfloat16 is the rounded model: two models may round alike."
+    import copy
+    import torch
+    mine = load_encoder(name, cache=False).model
+    rounded = copy.deepcopy(mine)
+    for p in rounded.parameters(): p.data = p.data.bfloat16().float()
+    made = lambda model, dtype: Encoder(model, "mine", dtype=dtype, cache=tmp_path)
+    twins = [made(m, "fast").in_float32() for m in (mine, rounded)]
+    plain = made(mine, "float32")
+    assert twins[0].fingerprint == plain.fingerprint != twins[1].fingerprint
+    a, b = (t.encode_passages(SAMPLE) for t in twins)
+    assert twins[1].stats["encoded"] == 3 and (a != b).any() and plain.encode_passages(SAMPLE).tobytes() == a.tobytes() and plain.stats["cached"] == 3
+    half = copy.deepcopy(mine).to(torch.float16)
+    assert made(half, "fast").in_float32().model is not half and {p.dtype for p in half.parameters()} == {torch.float16}, "a model of the caller's keeps its format"
 
 
 # --- the benchmarks in small

@@ -81,8 +81,8 @@ def test_what_is_saved(tmp_path):
     saved = json.loads(record.read_text())
     assert saved["meta"] == dict(seed=3, parameters=dict(tau=0.05, seed=3), data="abc") and set(saved["versions"]) == {"eci_sem", "matplotlib", "seaborn", "numpy", "pandas"}
     assert saved["sha256"] == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (png, svg, csv)}
-    drawn = pd.read_csv(csv)
-    assert {c: set(drawn.pop(c)) for c in ("run", *saved["columns"])} == {"run": {saved["run"]}, **{c: {3 if c == "run_seed" else x} for c, x in saved["columns"].items()}} # in each row, the run that made it
+    drawn = pd.read_csv(csv, dtype=dict.fromkeys(("run", *saved["columns"]), str))
+    assert {c: set(drawn.pop(c)) for c in ("run", *saved["columns"])} == {"run": {saved["run"]}, **{c: {str(x)} for c, x in saved["columns"].items()}} and saved["columns"]["run_seed"] == 3 # in each row, the run that made it
     pd.testing.assert_frame_equal(drawn, table, check_dtype=False)
     assert saved["draw"] == dict(function="ranking_bars", module="eci_sem.figures", options={}, text=["encoder", "source", "kind"])
 

@@ -57,7 +57,7 @@ def test_the_digits_in_a_csv_tell_what_differs(monkeypatch):
     assert differs({**META, "triples": "t"}) == {"run_data"} and differs({**META, "encoders": {}}) == {"run_models"}
     monkeypatch.setattr("eci_sem.tables.versions", lambda: {"python": "4"})
     assert differs(META) == {"run_versions"}
-    assert run_digits(run_columns(dict(parameters={})))["run_seed"] is None
+    assert run_digits(run_columns(dict(parameters={})))["run_seed"] is None and run_columns(dict(parameters={}, seed=5))["run_seed"] == 5 == run_columns(dict(parameters=dict(seed=5), seed=6))["run_seed"]
 
 
 @pytest.mark.parametrize("meta, data, models", [
