@@ -17,8 +17,8 @@ from .transfer import recipe_for
 # 1e12 operations a second that a data-centre GPU sustains, by number format: assumed, a third of an H100's peak without sparsity (67 in both; an A100 has 19.5 at most)
 GPU_TFLOPS = {"float32": 20.0, "float64": 20.0}
 GFLOP_PER_TEXT = 13.8 # 1e9 operations that an encoder of BERT's size takes for a text of 80 tokens: what eci_sem.scaling counts
-# texts encoded and triples trained a second; rough, measured on one CPU core, or assumed for a data-centre GPU
-RATES = {("glove", "cpu"): (20_000, 3500), ("minilm", "cpu"): (30, 5), ("smollm2", "cpu"): (8, 1), ("*", "cpu"): (8, 1), ("minilm", "cuda"): (4000, 1000), ("*", "cuda"): (int(1e3 * GPU_TFLOPS["float32"] / GFLOP_PER_TEXT), 300)}
+# texts encoded and triples trained a second; rough, measured on two CPU cores (minilm: 51 and 11 with bfloat16 instructions), or assumed for a data-centre GPU
+RATES = {("glove", "cpu"): (20_000, 3500), ("minilm", "cpu"): (50, 11), ("smollm2", "cpu"): (8, 1), ("*", "cpu"): (8, 1), ("minilm", "cuda"): (4000, 1000), ("*", "cuda"): (int(1e3 * GPU_TFLOPS["float32"] / GFLOP_PER_TEXT), 300)}
 SECONDS_PER_TEXT = 1.0 # that a generated negative takes; rough, SmolLM2 in batches on two CPU cores
 # documents, test queries: table 1 of the BEIR paper
 BEIR_SIZES = {"arguana": (8_674, 1_406), "climate-fever": (5_416_593, 1_535), "cqadupstack": (457_199, 13_145), "dbpedia-entity": (4_635_922, 400), "fever": (5_416_568, 6_666), "fiqa": (57_638, 648), "hotpotqa": (5_233_329, 7_405),

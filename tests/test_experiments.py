@@ -105,6 +105,15 @@ def test_the_committed_tables_come_out_again(root, smoke):
     assert len(found) >= 6 and not [c for c in found if c.verdict not in ("same", "close")], found
 
 
+def test_a_training_of_the_controls_alone_says_what_they_gave(root, tmp_path):
+    parameters = dict(encoder="glove", methods=["random"], hybrids=[], seeds=1, train_queries=48, test_queries=24, resamples=50)
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(dict(cells=[dict(name="controls", notebook="experiments/transfer", parameters=parameters)])))
+    report = run(plan(tmp_path / "one.yaml", root=root), tmp_path / "runs", figures_dir=tmp_path / "figures")
+    assert report.exit_status == 0, repr(report)
+    said = (tmp_path / "figures/controls/findings.md").read_text(encoding="utf-8")
+    assert "- **docstrings** (24 queries, 1 seeds): no source but the controls was trained on: `none` nDCG@10 0." in said and ", `random` nDCG@10 0." in said and "; before training 0." in said
+
+
 def test_the_committed_ranking_comes_out_again(root, tmp_path):
     "One encoder at full size: its rows don't depend on the others."
     import pandas as pd
