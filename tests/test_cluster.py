@@ -542,6 +542,19 @@ def test_fast_is_held_against_float32_on_a_cluster_too(ray, tmp_path, monkeypatc
     assert ("is bfloat16 here" if kept == "bfloat16" else "stays with float32 here") in encoder["dtype_check"]
 
 
+def test_an_actor_holds_both_formats_until_one_is_chosen_and_makes_the_other_anew_after_a_restart(monkeypatch):
+    monkeypatch.setattr("eci_sem.encoders._bfloat16_instructions", lambda: "avx512_bf16")
+    texts, parts = ["close the socket", "sort an array"], [C._Part(lambda: load_encoder("glove", dtype="fast", cache=False), "word", 1 << 20) for _ in range(2)]
+    want = {d: load_encoder("glove", dtype=d, cache=False).encode_queries(texts).tobytes() for d in ("float32", "bfloat16")}
+    for part in parts: # the mark alone is enough: what the actor was told before its restart is lost
+        assert part.encode("float32 queries", texts).tobytes() == want["float32"] != want["bfloat16"] == part.encode("queries", texts).tobytes()
+        assert [part.about(mark)["info"]["dtype"] for mark in ("", C._FLOAT32)] == ["bfloat16", "float32"] and part.about(C._FLOAT32)["fingerprint"] == load_encoder("glove", cache=False).fingerprint
+    parts[0].settle(C._FLOAT32)
+    assert set(parts[0].vectors) == {"float32 queries", "float32 passages"} and parts[0].encoder is parts[0].twin and parts[0].encode("float32 queries", texts).tobytes() == want["float32"]
+    parts[1].settle("")
+    assert set(parts[1].vectors) == {"queries", "passages"} and parts[1].twin is None and parts[1].encode("queries", texts).tobytes() == want["bfloat16"]
+
+
 def test_the_command_line_passes_the_engine_on(tmp_path, monkeypatch, capsys):
     from eci_sem import rank, runs
     from eci_sem.cli import main
