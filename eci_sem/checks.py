@@ -49,7 +49,7 @@ class _Keys: # of the rows of a batch
         (query,), (positive, negative) = _column_keys(t, "query", form=normalise), _column_keys(t, "positive", "negative", form=normalise)
         (query_id,), (positive_id, negative_id), (source,) = _column_keys(t, "query_id"), _column_keys(t, "positive_id", "negative_id"), _column_keys(t, "source")
         (q,), (p, n) = _column_keys(t, "query"), _column_keys(t, "positive", "negative")
-        self.row, self.query = mix_keys(query_id, q, p, n, source), mix_keys(query_id, source)
+        self.row, self.query = mix_keys(query_id, q, p, n, source), query_id
         self.known, self.known_id = mix_keys(query, positive), mix_keys(query, positive_id)
         self.asked, self.asked_id = mix_keys(query, negative), mix_keys(query, negative_id)
 
@@ -92,6 +92,7 @@ class FileReport:
         self.format: str | None = None # As recognised
         self.rows = 0 # Rows read
         self.sources: dict[str, dict[str, int]] = {} # source -> rows, queries
+        self.shared, self.queries = 0, 0 # Queries that every source covers, queries in all
         self.counts: dict[str, dict[str, int]] = {} # kind of problem -> source -> rows
         self.examples: dict[str, list[dict[str, Any]]] = {} # kind -> the first rows
         self.lengths: dict[str, dict[str, list[float]]] = {} # source -> column -> words at 10, 50, 90 % and the most
@@ -129,6 +130,8 @@ class FileReport:
         cut = lambda x: repr(x if len(x) <= 60 else x[:57] + "...")
         row = lambda e: f"query {cut(e['query'])}, positive {cut(e['positive'])}, negative {cut(e['negative'])}"
         lines = [why.replace(str(self.path), self.path.name) for why in [*([self.problem] if self.problem else []), *(why for _, why in self.lines)]]
+        if (more := self.bad_lines - len(self.lines)) > 0: lines.append(f"... and {more:,} more {'rows' if self.table else 'lines'} that can't be used")
+        if self.shared < self.queries: lines.append(f"queries that every source covers: {self.shared:,} of {self.queries:,}; a ranking compares the sources on these alone" + ("" if self.shared > 1 else ", and needs at least 2: rank the sources that share queries"))
         lines += [f"{kind}, row {e['row']} ({e['source']}): {row(e)}" for kind in CHECKS for e in self.examples.get(kind, ())]
         lines += [f"likely false negative under {self.encoder}, row {e['row']} ({e['source']}), margin {e['margin']:.3f}: {row(e)}" for e in self.worst]
         return lines + [f"left out while reading, {s}: " + ", ".join(f"{n:,} {r}" for r, n in rs.items()) for s, rs in self.dropped.items()]
@@ -139,7 +142,7 @@ class FileReport:
         return f"<p>{escape(self._head())}</p>{tables}<ul>" + "".join(f"<li>{escape(line)}</li>" for line in self._details()) + "</ul>"
     def to_json(self) -> str:
         "All of it as JSON, for scripts. [ours]"
-        found = {k: getattr(self, k) for k in ("format", "rows", "errors", "problem", "bad_lines", "sources", "counts", "lengths", "encoder", "margins", "worst", "examples", "dropped")}
+        found = {k: getattr(self, k) for k in ("format", "rows", "errors", "problem", "bad_lines", "sources", "queries", "shared", "counts", "lengths", "encoder", "margins", "worst", "examples", "dropped")}
         return json.dumps({"file": str(self.path), **found, "lines": [{self._place: n, "reason": why} for n, why in self.lines]}, ensure_ascii=False, indent=1)
 
     @property
@@ -171,7 +174,12 @@ class FileReport:
                 self.dropped = _merge_dropped(self.dropped, t.dropped)
                 self.rows += len(t)
         except InputError as e: self.problem = str(e)
-        for s in self.sources: self.sources[s]["queries"] = len(queries[s].merge())
+        covered = {s: queries[s].merge() for s in self.sources}
+        for s, keys in covered.items(): self.sources[s]["queries"] = len(keys)
+        if covered:
+            common = min(covered.values(), key=len)
+            for keys in covered.values(): common = common[_isin(common, keys)]
+            self.shared, self.queries = len(common), len(np.unique(np.concatenate(list(covered.values()))))
         self.lengths = {s: {c: [lengths[s, c].quantile(x) for x in (0.1, 0.5, 0.9, 1)] for c in TEXT_COLUMNS} for s in self.sources}
         self._known, self._known_ids = known.merge(), known_ids.merge()
         keys = np.concatenate(rows) if rows else np.zeros(0, np.uint64)

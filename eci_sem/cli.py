@@ -332,7 +332,7 @@ def _ranked(args: argparse.Namespace, out: Path | None, ranking: object, *more: 
     def as_json() -> dict:
         import json
         return json.loads(ranking.to_json()) | dict(advice=ranking.advice()) | data
-    return _say(args, "\n\n".join(str(x) for x in (ranking, ranking.advice(), *more) if x is not None), as_json)
+    return _say(args, "\n\n".join(str(x) for x in (ranking, ranking.advice(), *more, f"The table is written to {out.name}." if out else None) if x is not None), as_json)
 
 def _rank(args: argparse.Namespace) -> int:
     out = _out(args.out, (".csv", ".json", ".tex")) if args.out else None

@@ -572,7 +572,8 @@ def load_encoder(
     folder, commit = Path(path) if path is not None else Path(name), None
     if not folder.is_dir():
         if path is not None: raise InputError(f"{folder}: no such folder.")
-        if name not in HUB and (name.startswith((".", "/", "~")) or name.count("/") != 1): raise unknown_name("encoder", name, [*EMBEDDED, *HUB])
+        if name.startswith((".", "/", "~")): raise InputError(f"{name}: no such folder; expected one with an encoder of sentence-transformers or transformers, or a name: {', '.join([*EMBEDDED, *HUB])}.")
+        if name not in HUB and name.count("/") != 1: raise unknown_name("encoder", name, [*EMBEDDED, *HUB])
         revision = revision or family.revision
         folder, commit = _hub_folder(name, revision)
     if not any(folder.rglob("*.safetensors")):

@@ -52,7 +52,7 @@ class FastEffect:
 
     def __repr__(self) -> str:
         order = f"another order by {' and '.join(self.changed)}" if self.changed else "the same order"
-        head = f"{self.encoder}, {self.dtype} against float32, {self.queries:,}{f' of {self.of:,}' if self.of > self.queries else ''} queries: {order}, the largest difference is {self.share:.2g} of the interval's half width (at most {self.limit:g}): {'holds' if self.holds else 'does not hold'}"
+        head = f"{self.encoder}, {self.dtype} against float32, {self.queries:,}{f' of {self.of:,}' if self.of > self.queries else ''} queries: {order}, the largest difference is {self.share:.2g} of the interval's half width (at most {self.limit:g}): {'holds' if self.holds else 'too far' if not self.changed else 'does not hold'}"
         return f"{head}\n\n{self.table.to_string(index=False, float_format=lambda x: f'{x:.6f}')}"
 
     def _repr_html_(self) -> str:

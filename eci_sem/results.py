@@ -143,7 +143,7 @@ def _index(figures: Path, root: Path) -> str:
             links = " ".join(f"[{_split_name(n)[1]}]({place}/{n})" if n in kept else f"{_split_name(n)[1]} ({left[n]['bytes'] / 1e6:.1f} MB, in the run's folder)" for n in names)
             notebook = f"[{Path(m['notebook']).stem}]({up}/{m['notebook']})" if up else m["notebook"]
             rows.append(f"| {place}/{stem} | {links} | {item} | {notebook} | {m['profile']}/{m['cell']}-{m['key'][:12]} |")
-    head = ["# Figures and tables", "", "Written by the runner (`make paper`); do not edit. The folder of each notebook holds the manifest of its run: parameters, seeds, versions and hashes.", ""]
+    head = ["# Figures and tables", "", "Written by the runner (`make paper`, `eci-sem reproduce`); do not edit. The folder of each notebook holds the manifest of its run: parameters, seeds, versions and hashes.", ""]
     return "\n".join([*head, "| figure or table | files | the paper's item | notebook | run |", "|---|---|---|---|---|", *rows]) + "\n"
 
 # %% ../nbs/10a_results.ipynb #278fec43

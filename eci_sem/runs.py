@@ -184,7 +184,7 @@ def estimates(
     for cell in plan.cells:
         if only is not None and cell.name not in only: continue
         told = _estimated(cell, plan.root)
-        basis, hours = next(((b, h) for n, p, b, h in before if same(cell, n, p)), ("", None)) if told.get("hours") is None else ("estimate", told["hours"])
+        basis, hours = next(((b, h) for n, p, b, h in before if same(cell, n, p)), ("", None)) if told.get("hours") is None else ("estimate" + ", less what is taken over" * bool((kept := cell.parameters.get("earlier")) and (plan.root / kept).is_dir()), told["hours"])
         found.append(Estimate(cell.name, told.get("encodes"), told.get("steps"), hours, basis))
     return found
 

@@ -32,6 +32,29 @@ class Letters:
     encode_queries = encode_passages = _encode
 
 
+def test_the_queries_that_every_source_covers_are_counted(tmp_path):
+    "What a ranking would compare: a file may be sound and still hold nothing to compare."
+    rows = lambda **covered: [dict(query=f"q{i} {i}", positive=f"p{i}", negative=f"n{i} {s}", source=s) for s, queries in covered.items() for i in queries]
+    def report(rows, batch=8192):
+        Triples.from_rows(rows).write(tmp_path / "t.jsonl")
+        return check_file(tmp_path / "t.jsonl", batch=batch)
+    same = report(rows(a=range(5), b=range(5)))
+    assert (same.shared, same.queries) == (5, 5) and "every source covers" not in repr(same)
+    for batch in (8192, 3):
+        some = report(rows(a=range(5), b=range(3, 9), c=range(3, 5)), batch)
+        assert (some.shared, some.queries) == (2, 9) and some.ok and "queries that every source covers: 2 of 9; a ranking compares the sources on these alone" in repr(some) and "needs at least" not in repr(some)
+    none = report(rows(a=range(5), b=range(5, 7)))
+    assert (none.shared, none.queries) == (0, 7) and none.ok and "covers: 0 of 7; a ranking compares the sources on these alone, and needs at least 2: rank the sources that share queries" in repr(none)
+    assert json.loads(none.to_json())["shared"] == 0 and json.loads(none.to_json())["queries"] == 7
+
+
+def test_lines_that_are_not_shown_are_counted(tmp_path):
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(x) + "\n" for x in [dict(query="q", positive="p", negative="n", source="s"), *[dict(query="q", positive="p")] * 13]))
+    assert "... and 3 more lines that can't be used" in repr(check_file(tmp_path / "t.jsonl"))
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(x) + "\n" for x in [dict(query="q", positive="p", negative="n", source="s"), *[dict(query="q", positive="p")] * 10]))
+    assert "... and" not in repr(check_file(tmp_path / "t.jsonl"))
+
+
 texts = st.sampled_from(["Dogs bark.", "dogs  BARK.", "They fetch.", "Cats purr.", "Fish swim.", "Cows moo.", "", " \n"])
 ids = st.sampled_from(["a", "b", "c", "a2", "d", "zz", "llm:1", None])
 rows = st.fixed_dictionaries(dict(query=st.sampled_from(["what do dogs do", "What do dogs  do", "what do cats do", "other", " "]), positive=texts, negative=texts,

@@ -391,7 +391,7 @@ def test_rank_a_small_file(triples_file, tmp_path, capsys):
     import pandas as pd
     frame = pd.read_csv(out[".csv"])
     assert {"near", "far"} <= set(frame.iloc[:, 0]) | set(frame.get("source", ()))
-    assert main([*argv, "--out", str(out[".tex"])]) == 0 and "tabular" in out[".tex"].read_text()
+    assert main([*argv, "--out", str(out[".tex"])]) == 0 and "tabular" in out[".tex"].read_text() and capsys.readouterr().out.endswith("The table is written to ranking.tex.\n")
 
 
 def test_files_without_a_source_are_named_by_the_file(triples_file, tmp_path, capsys):

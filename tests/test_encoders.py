@@ -305,6 +305,8 @@ def test_errors_say_what_and_what_instead(checkpoints, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="text 1 of the queries is empty"): glove.encode_queries(["a", " "])
     with pytest.raises(InputError, match="text 0 of the passages is int, expected a string"): glove.encode_passages([3])
     with pytest.raises(InputError, match=r"unknown encoder 'minlm'. Did you mean 'minilm'"): load_encoder("minlm")
+    for gone in ("./gone", "/no/such/folder", "~/gone"):
+        with pytest.raises(InputError, match=rf"{gone}: no such folder; expected one with an encoder of sentence-transformers or transformers, or a name: minilm, "): load_encoder(gone)
     with pytest.raises(InputError, match="unknown dtype 'float16'"): load_encoder("glove", dtype="float16")
     with pytest.raises(InputError, match="unknown pooling 'max'"): load_encoder("minilm", pooling="max")
     with pytest.raises(InputError, match=r"hub can't be reached.*give the folder"): load_encoder("intfloat/e5-base-v2")

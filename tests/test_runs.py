@@ -431,7 +431,7 @@ def test_a_cell_without_its_data_is_left_out(chain):
 
 def test_estimates(tiny, monkeypatch):
     import types
-    write_notebook(tiny / "nbs/experiments/transfer.ipynb", "queries: int = 10\nrate: float = 1.0\nout: str = ''")
+    write_notebook(tiny / "nbs/experiments/transfer.ipynb", "queries: int = 10\nrate: float = 1.0\nearlier: str = ''\nout: str = ''")
     p = make_plan(tiny, "  - {name: a, notebook: experiments/good, parameters: {n: 2}}\n  - {name: b, notebook: experiments/good, parameters: {n: 2, scale: 3.0}}\n  - {name: t/big, notebook: experiments/transfer, parameters: {queries: 5000}}\n  - {name: t/odd, notebook: experiments/transfer}\n")
     def estimate(parameters):
         if parameters["queries"] == 10: raise InputError("no such collection")
@@ -451,6 +451,11 @@ def test_estimates(tiny, monkeypatch):
     for cell, started, seconds in (("b1", "2026-02-01", 3600), ("b2", "2026-03-01", 1800), ("b0", "2026-01-01", 60)): # of several runs the last one
         (tiny / "runs/x" / cell).mkdir(parents=True); (tiny / "runs/x" / cell / "manifest.json").write_text(json.dumps({**manifest, "parameters": {**p["b"].parameters}, "started": started, "seconds": seconds}))
     assert {e.cell: e.hours for e in estimates(p)}["b"] == 0.5
+    # runs that stand somewhere are taken over, so that less is left to do than is told
+    told = lambda: {e.cell: e.basis for e in estimates(make_plan(tiny, "  - {name: t/big, notebook: experiments/transfer, parameters: {queries: 5000, earlier: figures/kept}}\n"))}
+    assert told() == {"t/big": "estimate"}
+    (tiny / "figures/kept").mkdir(parents=True)
+    assert told() == {"t/big": "estimate, less what is taken over"}
     monkeypatch.setitem(sys.modules, "eci_sem.cost", None) # the import fails
     assert {e.cell: e.hours for e in estimates(p)}["t/big"] is None
 
