@@ -57,6 +57,11 @@ def _isin(keys: np.ndarray, table: np.ndarray) -> np.ndarray: # table: sorted
     if not len(table): return np.zeros(len(keys), bool)
     return table[np.minimum(np.searchsorted(table, keys), len(table) - 1)] == keys
 
+def _in_all(tables: Iterable[np.ndarray]) -> np.ndarray: # keys that every one of the sorted tables holds
+    common, *others = sorted(tables, key=len)
+    for table in others: common = common[_isin(common, table)]
+    return common
+
 class _Unique: # sorted distinct keys, merged when as many new ones wait as there are old ones
     def __init__(self): self.table, self.waiting, self.n = np.zeros(0, np.uint64), [], 0
     def add(self, keys: np.ndarray) -> None:
@@ -177,9 +182,7 @@ class FileReport:
         covered = {s: queries[s].merge() for s in self.sources}
         for s, keys in covered.items(): self.sources[s]["queries"] = len(keys)
         if covered:
-            common = min(covered.values(), key=len)
-            for keys in covered.values(): common = common[_isin(common, keys)]
-            self.shared, self.queries = len(common), len(np.unique(np.concatenate(list(covered.values()))))
+            self.shared, self.queries = len(_in_all(covered.values())), len(np.unique(np.concatenate(list(covered.values()))))
         self.lengths = {s: {c: [lengths[s, c].quantile(x) for x in (0.1, 0.5, 0.9, 1)] for c in TEXT_COLUMNS} for s in self.sources}
         self._known, self._known_ids = known.merge(), known_ids.merge()
         keys = np.concatenate(rows) if rows else np.zeros(0, np.uint64)

@@ -281,6 +281,9 @@ def _labelled(t: Triples, query: np.ndarray, collection: Collection | None) -> t
         return set().union(*(by["text", texts[j]] for j in by["query", asked[k]]), *(by.get(("id", d), ()) for d in judged))
     return first, [answers(k) for k in range(len(first))]
 
+def _prior_of(prior: float | None, t: Triples, collection: Collection | None) -> float: # one unlabelled relevant passage expected per query, where nothing is said
+    return prior if prior is not None else 1 / (len(collection.corpus) if collection is not None else len(t.distinct("positive")[0]))
+
 class _Scorer:
     "Embeddings and everything that is estimated once for all sources; scores any rows, the same rows once."
     def __init__(self, plan: _Plan, encoder: Any, collection: Collection | None, config: ECIConfig, rho: np.ndarray, net: bool, prior: float | None, generated_prior: float | None, penalty: float, seed: int, progress: bool | None):
@@ -298,7 +301,7 @@ class _Scorer:
         if net or self.calibrated:
             rows, answers = _labelled(t, plan.query, collection)
             self.calibration = calibrate(self.Q[self.qi[rows]], self.P[self.pi[rows]], answers, seed=seed)
-        self.prior = 1 / (len(collection.corpus) if collection is not None else len(np.unique(self.pi))) if prior is None else prior
+        self.prior = _prior_of(prior, t, collection)
         self.generated_prior = self.prior if generated_prior is None else generated_prior
         self.generated = np.array([i.startswith(GENERATED) for i in t.column("negative_id")])
         self.priors = np.where(self.generated, self.generated_prior, self.prior)
@@ -470,7 +473,7 @@ def rank_sources(
         # a module that stands above this one
         check = None
         if asked_fast(encoder): encoder, check = import_module("eci_sem.fast").fast_or_float32(t, encoder, seed=seed, collection=collection, hybrids=hybrids, control=control, config=config, tokenizer=tokenizer, idf=idf, metrics=metrics, alpha=alpha, progress=progress, equal_counts=equal_counts, order=order,
-            prior=1 / len(set(t.texts("positive"))) if prior is None and collection is None else prior, generated_prior=generated_prior, penalty=penalty)
+            prior=_prior_of(prior, t, collection), generated_prior=generated_prior, penalty=penalty)
         scorer = _Scorer(plan, encoder, collection, config, np.asarray(overlap.rho), net, prior, generated_prior, penalty, seed, progress)
     lap("embeddings")
     table, spectra = _estimates(plan, scorer, net, progress)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .bootstrap import BLOCKS, correct_draws, resample_counts
-from .checks import FileReport, _isin, _Lengths, _Unique, check_file
+from .checks import FileReport, _in_all, _isin, _Lengths, _Unique, check_file
 from .collection import Collection, InputError, existing
 from .encoders import Encoder, asked_fast, sampled_queries
 from .formats import _FileSources
@@ -53,8 +53,7 @@ def _common(covered: dict[str, np.ndarray], control: str | None) -> tuple[list[s
     names = sorted(covered)
     if not names: raise InputError("the stream holds no triples: at least 2 queries are needed.")
     if control not in (None, "random", *names): raise InputError(f"unknown control {control!r}; the sources are {', '.join(names)}.")
-    common = covered[names[0]]
-    for s in names[1:]: common = common[_isin(common, covered[s])]
+    common = _in_all(covered.values())
     if len(common) < 2: raise InputError(f"{len(common)} {'query is' if len(common) == 1 else 'queries are'} covered by every source, expected at least 2 (queries of each: {', '.join(f'{s}: {len(covered[s]):,}' for s in names)}). Rank the sources that share queries.")
     return names, common, all(len(covered[s]) == len(common) for s in names)
 
