@@ -480,7 +480,7 @@ def planted_curves(
             _clean(ax, "y")
         axes[0, 0].set_xlim(-0.03, 1.03); axes[0, 0].set_xticks([0, 0.5, 1], ["0", "0.5", "1"]) # shared by all
         for i, measure in enumerate(measures):
-            axes[i, 0].locator_params(axis="y", nbins=3); axes[i, 0].yaxis.set_major_formatter(lambda v, _: f"{100 * v:+.3g}%".replace("-", "\u2212") if abs(v) > 1e-12 else "0")
+            axes[i, 0].locator_params(axis="y", nbins=3); axes[i, 0].yaxis.set_major_formatter(lambda v, _: f"{100 * v:{'+,.0f' if abs(v) >= 10 else '+.3g'}}%".replace("-", "\u2212") if abs(v) > 1e-12 else "0")
             low, high = axes[i, 0].get_ylim() # of the whole row
             for j, change in enumerate(changes):
                 way = table["expected"][(table["measure"] == measure) & (table["change"] == change)]

@@ -269,3 +269,9 @@ def test_planted_curves_draws_each_curve_and_shades_the_expected_side():
     assert spans["down"] == [(round(low, 9), 0)] and spans["up"] == [(0, round(axes[2, 1].get_ylim()[1], 9))] and spans["none"] == []
     assert [t.get_text() for t in axes[0, 1].texts] == ["not defined"] # hardness under random is not in the table
     with pytest.raises(InputError, match="lo = 1.0 is above hi"): planted_curves(table.assign(lo=1.0))
+    # a change of a hundred times is written out, a small one is not rounded away
+    for times, longest in ((1, "50%"), (200, "000%"), (1e-3, ".05%")):
+        large = planted_curves(table.assign(**{c: table[c] * times for c in ("relative", "lo", "hi")}))
+        large.canvas.draw()
+        shown = [t.get_text() for ax in large.axes for t in ax.get_yticklabels()]
+        assert not [t for t in shown if "e" in t] and any(t.endswith(longest) for t in shown), (times, shown)
