@@ -1,9 +1,13 @@
-"""What the profile showed, what was changed for it, and what that gained: python benchmarks/before_after.py [--only encode|cache|bootstrap] [--json FILE]
+"""What the profile showed, what was changed for it, and what that gained: python benchmarks/before_after.py [--only encode|products|bfloat16|cache|bootstrap] [--json FILE]
 
 The other way stands here as the baseline, and runs beside the code as it is, on the same data, in turns; both must give the same result.
-For the cache and the bootstrap the other way is the code as it was; for encoding it is plain SentenceTransformer.encode at batch 32. For each part the time is split into its steps too, since that is what says where to look: for encoding by PyTorch's profiler, in operators.
+For the cache and the bootstrap the other way is the code as it was; for encoding it is plain SentenceTransformer.encode at batch 32; for the
+products it is PyTorch's own choice of library and kernel. For each part the time is split into its steps too, since that is what says where to look: for encoding by PyTorch's profiler, in operators.
 
 encode     batches of 32 passages, sorted by length and filled up to the longest, against batches of fixed shapes of about 1,024 tokens: small ones stay in the processor's cache.
+products   the same batches in float32, with PyTorch's choice of library, against the ways of eci_sem.products: products by oneDNN with packed weights.
+bfloat16   the same in bfloat16, where attention is made otherwise too; vectors may differ by bfloat16's rounding.
+           Neither applies where the processor has no quicker way.
 cache      one look-up, one checksum and one copy per record, against portions of 1,024 records.
 bootstrap  each resample formed by itself, scattered into a matrix and factorised by numpy, against many formed per reading of the blocks
            and factorised where LAPACK unpacks them.
@@ -44,7 +48,7 @@ def lower_end(ratios: list[float]) -> float:
     return sorted(ratios)[max(k, 0)]
 
 # operators of PyTorch by what they do
-KINDS = {"matrix products": "addmm mm bmm baddbmm matmul linear mkldnn_linear", "attention": "attention softmax", "norms and activations": "layer_norm gelu tanh norm div clamp",
+KINDS = {"matrix products": "addmm mm bmm baddbmm matmul linear mkldnn_linear mkldnn::_linear_pointwise", "attention": "attention softmax", "norms and activations": "layer_norm gelu tanh norm div clamp",
     "copies and gathering": "copy_ cat clone index_select embedding contiguous fill_ pad stack gather", "sums and masks": "add add_ where sum mul bitwise_and masked_fill sub"}
 
 def operators(work: Any) -> dict[str, float]:
@@ -72,6 +76,28 @@ def encode(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any
     assert np.abs(x - y).max() < 1e-5, "another batch moved a vector"
     steps = [dict(step=step, seconds=s, of=of) for of, way in (("before", plain), ("after", ours)) for step, s in operators(lambda: way(texts)).items()]
     return dict(took, size=f"{len(texts)} passages, minilm, float32", changed="batches of fixed shapes of about 1,024 tokens, instead of 32 passages filled up to the longest"), steps
+
+def products(args: argparse.Namespace, dtype: str = "float32") -> tuple[dict[str, Any], list[dict[str, Any]]] | str:
+    from contextlib import nullcontext
+    from eci_sem.collection import load_docstrings
+    from eci_sem.encoders import load_encoder
+    from eci_sem.products import quicker_ways
+    ways = quicker_ways(dtype)
+    if not any(ways): return f"on this processor PyTorch's own choice is used for {dtype}"
+    corpus = load_docstrings().corpus
+    texts = [corpus[i] for i in sorted(corpus)[::max(1, len(corpus) // args.texts)][:args.texts]]
+    encoder, other = load_encoder("minilm", dtype=dtype, cache=False), load_encoder("minilm", dtype=dtype, cache=False)
+    other._quick = (other.dtype, other.device), nullcontext() # PyTorch as it is
+    def before(texts: list[str] = texts) -> np.ndarray: return other.encode_passages(texts, progress=False)
+    def after(texts: list[str] = texts) -> np.ndarray: return encoder.encode_passages(texts, progress=False)
+    before(texts[:4]); after(texts[:4]) # first calls
+    took, x, y = turns(before, after, args.runs)
+    assert np.abs(x - y).max() < (1e-5 if dtype == "float32" else 1e-2), "another library moved a vector"
+    steps = [dict(step=step, seconds=s, of=of) for of, way in (("before", before), ("after", after)) for step, s in operators(way).items()]
+    changed = " and ".join(["products by oneDNN with weights packed once"] * ways.products + ["attention as two batched products and a softmax"] * ways.attention)
+    return dict(took, size=f"{len(texts)} passages, minilm, {dtype}", changed=f"{changed}, instead of PyTorch's choice"), steps
+
+def bfloat16(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]] | str: return products(args, "bfloat16")
 
 def cache(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from eci_sem.encoders import EmbeddingCache
@@ -141,7 +167,7 @@ def bootstrap(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, 
         steps = split()
     return dict(took, size=f"{resamples} resamples of {n:,} queries in {blocks} blocks, d = {d}", changed="many resamples formed per reading of the packed blocks; LAPACK unpacks and factorises in one place"), steps
 
-PARTS = dict(encode=encode, cache=cache, bootstrap=bootstrap)
+PARTS = dict(encode=encode, products=products, bfloat16=bfloat16, cache=cache, bootstrap=bootstrap)
 
 
 def main() -> int:
@@ -149,7 +175,11 @@ def main() -> int:
     about, claims, profile, steps = machine(), [], [], []
     for name, part in PARTS.items():
         if args.only not in (None, name): continue
-        found, split = part(args)
+        found = part(args)
+        if isinstance(found, str):
+            claims.append(claim(f"{name}, before over after", float("nan"), 1.0, False, "not measured", "times", unless=found) | dict(value=None))
+            continue
+        found, split = found
         ratios = found.pop("turns")
         low = lower_end(ratios)
         profile.append(dict(part=name, **found, gain=float(np.median(ratios)), gain_lower=low, turns=len(ratios)))

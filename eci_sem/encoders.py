@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,7 @@ class Encoder:
         if max_length is not None and max_length < 2: raise InputError(f"max_length is {max_length}, expected at least 2 tokens.")
         self._source, self.name, self.query_prompt, self.passage_prompt = model, name, query_prompt, passage_prompt
         self.dtype, self.device, self._max_length, self._dim, self.about = dtype, device, max_length, dim, about
-        self._loaded, self._ready = (model if hasattr(model, "encode") else None), False
+        self._loaded, self._ready, self._quick = (model if hasattr(model, "encode") else None), False, (None, None)
         self._weights_given, self.weights = bool(weights), weights or _fingerprint_model(self.model)
         self._cache = None if cache is False else (cache_dir() / "embeddings" if cache is True else Path(cache))
         self.stats = dict(texts=0, distinct=0, cached=0, encoded=0, truncated=0)
@@ -338,7 +339,7 @@ class Encoder:
     @cached_property
     def fingerprint(self) -> str:
         "Hash of all that moves a vector: weights, number format, device kind, length limit, pooling, batch shapes."
-        return sha256_text("eci_sem encoder 1", self.weights, self.dtype if self.dtype == "float32" else f"{self.dtype}, pooled in float32", self.device.split(":")[0], str(self.max_length), json.dumps(self.about.get("pooling", "model")), str(LADDER), str(TOKENS_PER_BATCH))
+        return sha256_text("eci_sem encoder 1", self.weights, self.dtype if self.dtype == "float32" else f"{self.dtype}, pooled in float32, 2", self.device.split(":")[0], str(self.max_length), json.dumps(self.about.get("pooling", "model")), str(LADDER), str(TOKENS_PER_BATCH))
 
     @property
     def info(self) -> dict[str, Any]:
@@ -346,6 +347,8 @@ class Encoder:
         from importlib.metadata import version
         return dict(name=self.name, fingerprint=self.fingerprint, weights_sha256=self.weights, dim=self.dim, max_length=self.max_length, dtype=self.dtype, device=self.device, query_prompt=self.query_prompt,
             passage_prompt=self.passage_prompt, **self.about, versions={p: version(p) for p in ("torch", "transformers", "sentence-transformers")})
+
+    def __getstate__(self) -> dict[str, Any]: return self.__dict__ | {"_quick": (None, None)} # of a copy, and of one on another machine, whose processor may have other ways
 
     def in_float32(self,
         why: str = "", # Recorded in `info`
@@ -433,9 +436,14 @@ class Encoder:
         if empty is not None: raise InputError(f"encoder {self.name!r} finds no token in {texts[empty][:80]!r}.")
         return [list(x[:self.max_length]) for x in ids]
 
+    @property
+    def _products(self) -> Any: # the way of its matrix products, which keeps packed weights
+        if self._quick[0] != (self.dtype, self.device): self._quick = (self.dtype, self.device), import_module("eci_sem.products").quick_products(self.dtype, self.device)
+        return self._quick[1]
+
     def _forward(self, ids: list[list[int]], rows: int, length: int) -> np.ndarray:
         import torch
-        with torch.inference_mode():
+        with torch.inference_mode(), self._products:
             if self._static:
                 starts = np.cumsum([0, *map(len, ids[:-1])])
                 features = {"input_ids": torch.tensor([i for x in ids for i in x], device=self.device), "offsets": torch.tensor(starts, device=self.device)}

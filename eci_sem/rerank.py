@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from .collection import Collection, InputError, Pair, sha256_text
 from .encoders import LADDER, _check_device, _fingerprint_folder, _fingerprint_model, _hub_folder, batch_shape, check_tokenizer, quiet_loading
 from .hub import refuse_code
+from .products import quick_products
 from .sources import _QUERIES, _bm25_hits, _check_bm25, _Plan
 from .triples import Triples
 from .writer import _number, _whole
@@ -38,7 +39,7 @@ class Reranker:
     ):
         _check_device(device)
         if max_length is not None: _whole("max_length", max_length, 8)
-        self._source, self.name, self.device, self._max_length, self._loaded = model, name, device, max_length, None
+        self._source, self.name, self.device, self._max_length, self._loaded, self._products = model, name, device, max_length, None, quick_products("float32", device)
         self.weights = weights or _fingerprint_model(self.model)
 
     @property
@@ -80,7 +81,7 @@ class Reranker:
         found = tokenizer(list(left), list(right), truncation=True, max_length=self.max_length, padding=False, verbose=False)
         shapes = [_shape(len(ids), self.device.split(":")[0]) for ids in found["input_ids"]]
         order, out, start = sorted(range(len(rows)), key=lambda k: (-shapes[k][1], k)), np.empty(len(rows)), 0
-        with torch.inference_mode(), tqdm(total=len(rows), desc=self.name, unit="pair", disable=not progress, leave=False) as bar:
+        with torch.inference_mode(), self._products, tqdm(total=len(rows), desc=self.name, unit="pair", disable=not progress, leave=False) as bar:
             while start < len(order):
                 n, length = shapes[order[start]]
                 batch = [k for k in order[start:start + n] if shapes[k][1] == length]
