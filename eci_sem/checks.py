@@ -139,6 +139,7 @@ class FileReport:
         if self.shared < self.queries: lines.append(f"queries that every source covers: {self.shared:,} of {self.queries:,}; a ranking compares the sources on these alone" + ("" if self.shared > 1 else ", and needs at least 2: rank the sources that share queries"))
         lines += [f"{kind}, row {e['row']} ({e['source']}): {row(e)}" for kind in CHECKS for e in self.examples.get(kind, ())]
         lines += [f"likely false negative under {self.encoder}, row {e['row']} ({e['source']}), margin {e['margin']:.3f}: {row(e)}" for e in self.worst]
+        if self.worst or any(self.examples.values()): lines.append("rows count from 0, as in the table; lines of the file from 1")
         return lines + [f"left out while reading, {s}: " + ", ".join(f"{n:,} {r}" for r, n in rs.items()) for s, rs in self.dropped.items()]
     def __repr__(self) -> str: return "\n".join([self._head(), *([f.rename(_short(self.sources)).to_string() for f in (self.frame(), self.length_frame())] if self.lengths else []), *self._details()])
     def _repr_html_(self) -> str:

@@ -44,4 +44,4 @@ def estimate(
     encodes, steps = (runs + 1) * per_run + len(dense) * (mined + train), runs * recipe.epochs * math.ceil(train / recipe.batch_size)
     kind = str(p.get("device", "cpu")).split(":")[0]
     encode_rate, train_rate = rates or RATES.get((p["encoder"], kind)) or RATES["*", kind]
-    return dict(runs=runs, encodes=encodes, steps=steps, hours=round((encodes / encode_rate + runs * recipe.epochs * train / train_rate + train * SECONDS_PER_TEXT * bool(p.get("write_llm") and "llm" in p["methods"])) / 3600, 2))
+    return dict(runs=runs, encodes=encodes, steps=steps, hours=round((encodes / encode_rate + runs * recipe.epochs * train / train_rate + train * SECONDS_PER_TEXT * bool(p.get("write_llm") and "llm" in p["methods"])) / 3600, 4))

@@ -224,14 +224,17 @@ class Report:
         return "\n".join([f"profile {self.plan.profile}", *lines, *(f"not copied: {name}: {why}" for name, why in self.refused.items())])
 
     def _costs(self, width: int) -> list[str]:
+        def time(hours: float | None) -> str:
+            if hours is None: return "-"
+            return f"{hours * 3600:.0f} s" if hours < 1 / 30 else f"{hours * 60:.0f} min" if hours < 2 else f"{hours:.1f} h"
         def row(name: str, state: str, encodes: float | None, steps: float | None, hours: float | None, basis: str) -> str:
             encodes, steps = ("-" if x is None else f"{x:,.0f}" for x in (encodes, steps))
-            return f"  {name:<{width}}  {state:<8}  {encodes:>11}  {steps:>9}  {'-' if hours is None else f'{hours:.2g}' if hours < 1 else f'{hours:.1f}':>7}  {basis}".rstrip()
+            return f"  {name:<{width}}  {state:<8}  {encodes:>11}  {steps:>9}  {time(hours):>7}  {basis}".rstrip()
         known, nothing = {e.cell: e for e in self.estimates}, (None, None, None, "")
         rows = [row(o.cell, o.state, *(known[o.cell][1:] if o.cell in known else nothing)) for o in self.outcomes]
         total = [sum(v for e in self.estimates if (v := e[i]) is not None) if any(e[i] is not None for e in self.estimates) else None for i in (1, 2, 3)]
         unknown = sum(e.hours is None for e in self.estimates)
-        return [f"  {'cell':<{width}}  {'state':<8}  {'encodes':>11}  {'steps':>9}  {'hours':>7}  from", *rows, row("total", "", *total, f"without {unknown} of unknown length" if unknown else "")]
+        return [f"  {'cell':<{width}}  {'state':<8}  {'encodes':>11}  {'steps':>9}  {'time':>7}  from", *rows, row("total", "", *total, f"without {unknown} of unknown length" if unknown else "")]
 
 def _progress(log: Path) -> str:
     try: found = re.findall(rb"(\d+)/(\d+) \[", log.read_bytes()[-400:])

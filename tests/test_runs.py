@@ -12,7 +12,7 @@ import pytest
 
 from eci_sem.collection import InputError
 from eci_sem.results import TABLE_LIMIT
-from eci_sem.runs import answer, collect, drop_progress_bars, estimates, find_root, inspect_notebook, make_readme, package_hash, plan, profile_names, read_manifest, run, versions
+from eci_sem.runs import Estimate, answer, collect, drop_progress_bars, estimates, find_root, inspect_notebook, make_readme, package_hash, plan, profile_names, read_manifest, run, versions
 
 GOOD = ["n: int = 3 # rows\nscale: float = 1.0\nseed: int = 0\nout: str = ''", """
 import json, os
@@ -446,11 +446,16 @@ def test_estimates(tiny, monkeypatch):
     (tiny / "figures/a").mkdir(parents=True); (tiny / "figures/a/manifest.json").write_text(json.dumps(old)); (folder / "manifest.json").unlink()
     assert {e.cell: (e.hours, e.basis) for e in estimates(p, only=["a", "b"])} == {"a": (2.0, "earlier run (figures)"), "b": (None, "")}
     lines = repr(run(p, dry_run=True)).splitlines()
-    assert lines[1].split() == ["cell", "state", "encodes", "steps", "hours", "from"] and lines[2].split() == ["a", "to", "run", "-", "-", "2.0", "earlier", "run", "(figures)"]
-    assert lines[4].split() == ["t/big", "to", "run", "5,000,000", "777", "12.5", "estimate"] and lines[6].split() == ["total", "5,000,000", "777", "14.5", "without", "2", "of", "unknown", "length"]
+    assert lines[1].split() == ["cell", "state", "encodes", "steps", "time", "from"] and lines[2].split() == ["a", "to", "run", "-", "-", "2.0", "h", "earlier", "run", "(figures)"]
+    assert lines[4].split() == ["t/big", "to", "run", "5,000,000", "777", "12.5", "h", "estimate"] and lines[6].split() == ["total", "5,000,000", "777", "14.5", "h", "without", "2", "of", "unknown", "length"]
     for cell, started, seconds in (("b1", "2026-02-01", 3600), ("b2", "2026-03-01", 1800), ("b0", "2026-01-01", 60)): # of several runs the last one
         (tiny / "runs/x" / cell).mkdir(parents=True); (tiny / "runs/x" / cell / "manifest.json").write_text(json.dumps({**manifest, "parameters": {**p["b"].parameters}, "started": started, "seconds": seconds}))
     assert {e.cell: e.hours for e in estimates(p)}["b"] == 0.5
+    def shown(hours): # short times in seconds and minutes
+        report = run(p, only=["t/odd"], dry_run=True)
+        report.estimates = [Estimate("t/odd", None, None, hours, "")]
+        return repr(report).splitlines()[2].split()[5:]
+    assert [" ".join(shown(h)) for h in (None, 0.0013, 0.02, 0.031, 0.04, 1.99, 2.04)] == ["-", "5 s", "72 s", "112 s", "2 min", "119 min", "2.0 h"]
     # runs that stand somewhere are taken over, so that less is left to do than is told
     told = lambda: {e.cell: e.basis for e in estimates(make_plan(tiny, "  - {name: t/big, notebook: experiments/transfer, parameters: {queries: 5000, earlier: figures/kept}}\n"))}
     assert told() == {"t/big": "estimate"}
