@@ -108,7 +108,7 @@ def leaderboard(
                 _clean(ax, "x")
         n = len(groups[first])
         over = " ".join(filter(None, ["the mean over", str(n), first, "panels"] if n > 1 else ["the", first, "panel"]))
-        notes = [label, f"line: {100 * level:g} % interval; rows in the order of {over}"]
+        notes = [label, f"line: {100 * level:g} % interval; rows in the order of {over}"] + ["undefined: the score has no value for a source, or the same one for all"] * bool(table["tau"].isna().any())
         fig.supxlabel("\n".join(textwrap.fill(t, 56 if columns == 1 else 120) for t in notes), fontsize=7)
     return fig
 
