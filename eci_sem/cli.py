@@ -34,7 +34,6 @@ _RANK_EXAMPLES = """examples:
   eci-sem rank ten-million-rows.parquet --encoder minilm --stream
   eci-sem rank triples.parquet --encoder minilm --engine ray --address auto
   eci-sem rank 'shards/*.parquet' --encoder minilm --stream --engine ray --address auto
-  eci-sem rank one-large-file.parquet --encoder minilm --stream --engine ray --reader ray
 
 factors for --config: consistency = sigmoid | calibrated | step | none, locality = margin | cosine | none, product = a*l | fisher | gradient,
 overlap = query | positive | jaccard | none, residual = tangent | difference | unit, space = raw | centred"""
@@ -179,7 +178,6 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--examples", type=_positive_int, metavar="N", help="show N triples of the highest and of the lowest weight, and likely false negatives, of each source")
     p.add_argument("--out", metavar="FILE", help="write the ranking to a file too: .csv, .json or .tex")
     engine(p, "encode on a Ray cluster")
-    p.add_argument("--reader", default="eci_sem", metavar="NAME", help="who reads the shards of --stream --engine ray: eci_sem, which names the line of an error, or ray: Ray Data, so that many tasks read one large Parquet file (default: eci_sem)")
     reading(p)
 
     p = command("check", "what is in a file of triples, and what is wrong with it", _CHECK, _CHECK_EXAMPLES)
@@ -326,7 +324,7 @@ def _rank_stream(args: argparse.Namespace, out: Path | None) -> int:
         with _as_options(): ranking = rank_files(args.files, encoder, config, reading=_reading(args), **options)
     else:
         from eci_sem.cluster import rank_cluster
-        with _as_options(): ranking = rank_cluster(args.files, encoder, config, address=args.address, reader=args.reader, **options, **_reading(args))
+        with _as_options(): ranking = rank_cluster(args.files, encoder, config, address=args.address, **options, **_reading(args))
     return _ranked(args, out, ranking)
 
 def _ranked(args: argparse.Namespace, out: Path | None, ranking: object, *more: object, **data: list[dict]) -> int:
@@ -339,7 +337,6 @@ def _ranked(args: argparse.Namespace, out: Path | None, ranking: object, *more: 
 def _rank(args: argparse.Namespace) -> int:
     out = _out(args.out, (".csv", ".json", ".tex")) if args.out else None
     check_engine(args.engine, args.address, "--")
-    if args.reader != "eci_sem" and (args.engine != "ray" or not args.stream): raise InputError(f"--reader {args.reader} is for the shards of --stream --engine ray: add these, or leave it out.")
     if args.stream: return _rank_stream(args, out)
     config, triples = _config(args.config, args.tau, args.gain), _read(args.files, **_reading(args))
     from eci_sem.rank import rank_sources

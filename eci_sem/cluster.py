@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 
 from .checks import _Lengths, _Unique, _hash
-from .collection import Collection, InputError, existing, unknown_name
+from .collection import Collection, InputError, existing
 from .encoders import UNHELD, Encoder, _check_device, asked_fast, fast_dtype, load_encoder, sampled_queries
 from .formats import _FileSources, scan_triples
 from .lexical import IDF, Tokenizer, get_tokenizer
 from .ranked_stream import StreamRanking, _checked, _clean, _common, _covered, _hold_fast, _number_of_blocks, _ranking, _Shared, _sound
 from .runs import Outcome, _remove_unfinished, _Worker
 from .score import Accumulator, ECIConfig, Score
-from .shards import Shard, dataset_shards, files_dataset, find_shards, is_dataset, of_ray
+from .shards import Shard, dataset_shards, find_shards, is_dataset
 from .stream import _positives, _unseen, _Vectors, accumulate_stream
 from .triples import Triples, _merge_dropped
 
@@ -394,15 +394,10 @@ def _work(remote: ClusterEncoder, told: list[dict[str, Any]], started: float, *m
     return dict(shards=len(told), rows=sum(t["rows"] for t in told), workers=len(remote.parts), encoded=sum(r.get("encoded", 0) for r in reports), asked=sum(r.get("asked", 0) for r in reports),
         peak_mb=max(r["peak_mb"] for r in [*told, *more, *reports]), seconds=round(time.perf_counter() - started, 3))
 
-_READERS = ("eci_sem", "ray")
-
-def _found(shards: Any, reader: str, reading: dict[str, Any]) -> Any: # before a cluster is asked for anything
-    if reader not in _READERS: raise unknown_name("reader", reader, _READERS)
+def _found(shards: Any, reading: dict[str, Any]) -> Any: # before a cluster is asked for anything
     for name in ("corpus", "queries", "qrels"):
         if isinstance(x := reading.get(name), (str, Path)): existing(x)
-    if is_dataset(shards): return shards
-    found = find_shards(shards)
-    return partial(files_dataset, found) if reader == "ray" and all(map(of_ray, found)) else found
+    return shards if is_dataset(shards) else find_shards(shards)
 
 @contextmanager
 def _at_work(shards: Any, encoder: Any, address: str | None, *, workers: int | None, device: str | None, **options: Any) -> Iterator[tuple[list[Shard], ClusterEncoder]]:
@@ -410,7 +405,6 @@ def _at_work(shards: Any, encoder: Any, address: str | None, *, workers: int | N
     _maker(encoder, device) # what is no encoder is refused before a cluster is started
     with connected(address, workers):
         # a data set first: the encoders take all GPUs, and its steps may need some
-        if callable(shards): shards = shards()
         if is_dataset(shards): shards = dataset_shards(shards)
         with cluster_encoder(encoder, None, workers=workers, device=device, **options) as remote: yield shards, remote
 
@@ -431,11 +425,10 @@ def score_cluster(
     blocks: int = 0, # Keep a matrix for each of so many query blocks in `ClusterScores.accumulators`
     batch: int = 8192, # Rows that a task holds at a time
     keep: int = 1 << 28, # Bytes of vectors that a worker keeps
-    reader: str = "eci_sem", # Who reads files: "eci_sem", by shard and with the line of an error; or "ray", Ray Data, in blocks: one large Parquet file by many tasks
     **reading: Any, # source, corpus, queries, format, ...: as for `scan_triples`
 ) -> ClusterScores: # source -> score of all its triples
     "ECI_sem of each source over the shards, on a Ray cluster, in bounded memory; in float32 where 'fast' was asked for. Raises `InputError`. [paper]"
-    shards, config, started = _found(shards, reader, reading), ECIConfig() if config is None else config, time.perf_counter()
+    shards, config, started = _found(shards, reading), ECIConfig() if config is None else config, time.perf_counter()
     if config.overlap == "none" and idf is not None: raise InputError("an IDF table was given, but overlap is 'none', so it would have no effect: leave it out.")
     given, reading = dict(calibration=calibration, prior=prior, mean=mean), dict(reading, batch=batch)
     if calibration is None: Accumulator(1 if mean is None else len(mean), config, blocks, **given) # what does not fit together is refused before any walk
@@ -479,11 +472,10 @@ def rank_cluster(
     gpus_per_worker: float | None = None, # As for `score_cluster`
     device: str | None = None, # As for `score_cluster`
     batch: int = 8192, # As for `score_cluster`
-    reader: str = "eci_sem", # As for `score_cluster`
     **reading: Any, # source, corpus, queries, qrels, depth, judged_only, format: as for `scan_triples`
 ) -> StreamRanking: # Prints as a table; provenance["work"] says what the workers did
     "Rank the sources of shards on a Ray cluster: the table of `rank_files`, and no triple on this machine (but a sample's, where 'fast' was asked for). Raises `InputError`. [paper: ECI_sem; ours: the statistics]"
-    shards, started, files = _found(shards, reader, reading), time.perf_counter(), not is_dataset(shards) and reader != "ray"
+    shards, started, files = _found(shards, reading), time.perf_counter(), not is_dataset(shards)
     config = _checked(config, resamples=resamples, blocks=blocks, seed=seed, memory=memory, keep=keep, alpha=alpha)
     if config.overlap == "none" and idf is not None: raise InputError("an IDF table was given, but overlap is 'none', so it would have no effect: leave it out.")
     Accumulator(1 if mean is None else len(mean), config, 2, mean=mean) # what does not fit together is refused before any walk

@@ -300,7 +300,7 @@ class Encoder:
         if max_length is not None and max_length < 2: raise InputError(f"max_length is {max_length}, expected at least 2 tokens.")
         self._source, self.name, self.query_prompt, self.passage_prompt = model, name, query_prompt, passage_prompt
         self.dtype, self.device, self._max_length, self._dim, self.about = dtype, device, max_length, dim, about
-        self._loaded, self._ready, self._quick = (model if hasattr(model, "encode") else None), False, (None, None)
+        self._loaded, self._ready = (model if hasattr(model, "encode") else None), False
         self._weights_given, self.weights = bool(weights), weights or _fingerprint_model(self.model)
         self._cache = None if cache is False else (cache_dir() / "embeddings" if cache is True else Path(cache))
         self.stats = dict(texts=0, distinct=0, cached=0, encoded=0, truncated=0)
@@ -347,8 +347,6 @@ class Encoder:
         from importlib.metadata import version
         return dict(name=self.name, fingerprint=self.fingerprint, weights_sha256=self.weights, dim=self.dim, max_length=self.max_length, dtype=self.dtype, device=self.device, query_prompt=self.query_prompt,
             passage_prompt=self.passage_prompt, **self.about, versions={p: version(p) for p in ("torch", "transformers", "sentence-transformers")})
-
-    def __getstate__(self) -> dict[str, Any]: return self.__dict__ | {"_quick": (None, None)} # of a copy, and of one on another machine, whose processor may have other ways
 
     def in_float32(self,
         why: str = "", # Recorded in `info`
@@ -406,6 +404,7 @@ class Encoder:
     def _fill(self, texts: list[str], keys: list[bytes], missing: np.ndarray, prompt: str, what: str, vectors: np.ndarray, store: EmbeddingCache | None, progress: bool | None, batch_size: int) -> None:
         from tqdm.auto import tqdm
         ids = self._token_ids([prompt + texts[i] for i in missing])
+        products = import_module("eci_sem.products").quick_products(self.model, self.dtype, self.device) # weights are packed for this call
         # longest first: a batch that doesn't fit in memory fails at once, and the bar's estimate errs on the safe side
         order = sorted(range(len(missing)), key=lambda k: (-batch_shape(len(ids[k]))[1], missing[k]))
         done: list[int] = []
@@ -415,7 +414,7 @@ class Encoder:
                 n, length = (4096, 0) if self._static else batch_shape(len(ids[order[at]]), self.device.split(":")[0])
                 batch = [order[at]]
                 while len(batch) < n and at + len(batch) < len(order) and (self._static or batch_shape(len(ids[order[at + len(batch)]]))[1] == length): batch.append(order[at + len(batch)])
-                out = self._forward([ids[k] for k in batch], n, length)
+                with products: out = self._forward([ids[k] for k in batch], n, length)
                 norm = np.linalg.norm(out.astype(np.float64), axis=1)
                 bad = np.flatnonzero(~np.isfinite(norm) | (norm < 1e-12))
                 if len(bad): raise InputError(f"encoder {self.name!r} gives a vector that is zero or not finite for: {texts[missing[batch[bad[0]]]][:80]!r}.")
@@ -436,14 +435,9 @@ class Encoder:
         if empty is not None: raise InputError(f"encoder {self.name!r} finds no token in {texts[empty][:80]!r}.")
         return [list(x[:self.max_length]) for x in ids]
 
-    @property
-    def _products(self) -> Any: # the way of its matrix products, which keeps packed weights
-        if self._quick[0] != (self.dtype, self.device): self._quick = (self.dtype, self.device), import_module("eci_sem.products").quick_products(self.dtype, self.device)
-        return self._quick[1]
-
     def _forward(self, ids: list[list[int]], rows: int, length: int) -> np.ndarray:
         import torch
-        with torch.inference_mode(), self._products:
+        with torch.inference_mode():
             if self._static:
                 starts = np.cumsum([0, *map(len, ids[:-1])])
                 features = {"input_ids": torch.tensor([i for x in ids for i in x], device=self.device), "offsets": torch.tensor(starts, device=self.device)}

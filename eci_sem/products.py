@@ -24,7 +24,7 @@ _ROWS = 1024 # tokens of a batch; oneDNN chooses the order of the weights by it
 
 @cache
 def _packs(dtype: str) -> bool: # the operators are those that torch.compile uses; another release may have them otherwise
-    ones = torch.ones(8, 8, dtype=getattr(torch, dtype))
+    ones = torch.ones(8, 8, dtype=getattr(torch, dtype), device="cpu")
     with torch.no_grad(), suppress(Exception): return bool((torch.ops.mkldnn._linear_pointwise(ones, torch.ops.mkldnn._reorder_linear_weight(ones, _ROWS), ones[0], "none", [], "") == 9).all())
     return False
 
@@ -46,6 +46,11 @@ def quicker_ways(
 _KEPT = 2 << 30 # bytes of packed weights for one model
 _SCORES, _MOST = 2 << 20, 8 << 20 # bytes of attention scores that are alive at a time, so that they stay in a processor's cache, and those of one text above which the library's kernel, which keeps none, is quicker
 
+def _plain(x: Any) -> bool: return type(x) in (torch.Tensor, torch.nn.Parameter) and x.layout is torch.strided and x.device.type == "cpu" and not x.is_nested and x.numel() > 0
+
+def _busy() -> bool: # gradients, autocast and tracing see PyTorch as it is
+    return torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing()
+
 class QuickProducts(TorchFunctionMode):
     "While it is entered, products with frozen weights and attention are made in other ways; the numbers are the same up to rounding. [ours]"
     def __init__(self,
@@ -54,35 +59,38 @@ class QuickProducts(TorchFunctionMode):
         super().__init__()
         self.ways, self._packed, self._bytes = ways, {}, 0
 
-    def __reduce__(self): return type(self), (self.ways,) # packed weights can't be copied or sent
-
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        out = None
+        kwargs, out = kwargs or {}, None
+        if torch.compiler.is_compiling(): return func(*args, **kwargs)
         if func is linear and self.ways.products and not kwargs: out = self._linear(*args)
-        elif func is scaled_dot_product_attention and self.ways.attention: out = self._attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {})) if out is None else out
+        elif func is scaled_dot_product_attention and self.ways.attention: out = self._attention(*args, **kwargs)
+        return func(*args, **kwargs) if out is None else out
 
     def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
-        plain = type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.dim() == 2 and weight.device.type == x.device.type == "cpu"
-        if not plain or torch.is_grad_enabled() or x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.bfloat16) or x.dim() < 2 or not x.numel(): return None
-        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype)
-        held, packed, known = self._packed.get(id(weight), (None, None, None)) # it is held, so that its id stays its own
+        if type(weight) is not torch.nn.Parameter or not _plain(weight) or not _plain(x) or _busy() or weight.is_inference(): return None
+        if weight.dim() != 2 or x.dim() < 2 or x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.bfloat16): return None
+        if bias is not None and not (_plain(bias) and bias.shape == weight.shape[:1] and bias.dtype == x.dtype and bias.is_contiguous()): return None
+        state = (weight.data_ptr(), weight._version, weight.dtype, weight.shape, weight.stride())
+        known, packed, _ = self._packed.get(id(weight), (None, None, None))
         if known != state:
             size = weight.numel() * weight.element_size()
-            if held is None and self._bytes + size > _KEPT: return None
+            if known is None and self._bytes + size > _KEPT: return None
             packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
-            self._bytes += size if held is None else 0
-            self._packed[id(weight)] = (weight, packed, state)
+            self._bytes += size if known is None else 0
+            self._packed[id(weight)] = state, packed, (weight, weight.detach()) # both are held, so that its id and its address stay its own
         return torch.ops.mkldnn._linear_pointwise(x, packed, None if bias is None else bias.detach(), "none", [], "")
 
     def _attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False) -> torch.Tensor | None:
-        if not (query.dim() == key.dim() == value.dim() == 4 and query.dtype == key.dtype == value.dtype == torch.bfloat16 and query.device.type == "cpu" and key.shape[:2] == query.shape[:2]): return None
-        if torch.is_grad_enabled() or dropout_p or is_causal or enable_gqa or not query.numel() or not key.numel() or (attn_mask is not None and (attn_mask.dtype != torch.bool or attn_mask.dim() != 4)): return None
+        if not all(_plain(x) and x.dim() == 4 and x.dtype == torch.bfloat16 for x in (query, key, value)) or _busy() or dropout_p: return None
+        if enable_gqa and query.shape[1] % key.shape[1] == 0: key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
         (texts, heads, rows, d), columns = query.shape, key.shape[2]
-        if heads * rows * columns * query.element_size() > _MOST: return None
+        if key.shape != (texts, heads, columns, d) or value.shape[:3] != key.shape[:3] or heads * rows * columns * query.element_size() > _MOST: return None
+        if is_causal and attn_mask is None: attn_mask = torch.ones(1, 1, rows, columns, dtype=torch.bool, device=query.device).tril()
+        elif is_causal: return None
+        if attn_mask is not None and not (_plain(attn_mask) and attn_mask.dtype == torch.bool and attn_mask.dim() == 4): return None
         scale = d**-0.5 if scale is None else scale
-        bias = None if attn_mask is None else torch.zeros(attn_mask.shape, dtype=query.dtype).masked_fill_(~attn_mask, torch.finfo(query.dtype).min / 2).expand(texts, heads, rows, columns)
-        out = torch.empty(texts, rows, heads, value.shape[3], dtype=query.dtype).transpose(1, 2) # the order in which heads are joined
+        bias = None if attn_mask is None else query.new_zeros(attn_mask.shape).masked_fill_(~attn_mask, torch.finfo(query.dtype).min / 2).expand(texts, heads, rows, columns)
+        out = query.new_empty(texts, rows, heads, value.shape[3]).transpose(1, 2) # the order in which heads are joined
         step = max(1, _SCORES // (heads * rows * columns * query.element_size()))
         for i in range(0, texts, step):
             q, k, v = (x[i:i + step].reshape(-1, *x.shape[2:]) for x in (query, key, value))
@@ -92,9 +100,11 @@ class QuickProducts(TorchFunctionMode):
         return out
 
 def quick_products(
-    dtype: str, # "float32" or "bfloat16": the number format of the model
+    model: torch.nn.Module, # What is to be run, without gradients
+    dtype: str, # "float32" or "bfloat16": its number format
     device: str = "cpu", # "cpu", "cuda", ...
-) -> AbstractContextManager: # To be entered around a forward pass without gradients, again and again
-    "The quicker ways of this processor, or nothing where there are none. [ours]"
+) -> AbstractContextManager: # To be entered around forward passes, again and again while the weights stay as they are
+    "The quicker ways of this processor for a model, or nothing where there are none. [ours]"
     ways = quicker_ways(dtype, device)
-    return QuickProducts(ways) if any(ways) else nullcontext()
+    if not any(ways) or any(isinstance(m, (torch.nn.TransformerEncoderLayer, torch.nn.MultiheadAttention)) for m in model.modules()): return nullcontext()
+    return QuickProducts(ways)

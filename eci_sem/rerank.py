@@ -7,6 +7,7 @@ __all__ = ['Reranker', 'load_reranker', 'mine_cross_encoder']
 
 # %% ../nbs/03c_rerank.ipynb #b2905d8b
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from tqdm.auto import tqdm
 from .collection import Collection, InputError, Pair, sha256_text
 from .encoders import LADDER, _check_device, _fingerprint_folder, _fingerprint_model, _hub_folder, batch_shape, check_tokenizer, quiet_loading
 from .hub import refuse_code
-from .products import quick_products
 from .sources import _QUERIES, _bm25_hits, _check_bm25, _Plan
 from .triples import Triples
 from .writer import _number, _whole
@@ -39,7 +39,7 @@ class Reranker:
     ):
         _check_device(device)
         if max_length is not None: _whole("max_length", max_length, 8)
-        self._source, self.name, self.device, self._max_length, self._loaded, self._products = model, name, device, max_length, None, quick_products("float32", device)
+        self._source, self.name, self.device, self._max_length, self._loaded = model, name, device, max_length, None
         self.weights = weights or _fingerprint_model(self.model)
 
     @property
@@ -80,8 +80,9 @@ class Reranker:
         tokenizer, (left, right) = self.model.tokenizer, zip(*rows)
         found = tokenizer(list(left), list(right), truncation=True, max_length=self.max_length, padding=False, verbose=False)
         shapes = [_shape(len(ids), self.device.split(":")[0]) for ids in found["input_ids"]]
+        products = import_module("eci_sem.products").quick_products(self.model, "float32", self.device)
         order, out, start = sorted(range(len(rows)), key=lambda k: (-shapes[k][1], k)), np.empty(len(rows)), 0
-        with torch.inference_mode(), self._products, tqdm(total=len(rows), desc=self.name, unit="pair", disable=not progress, leave=False) as bar:
+        with torch.inference_mode(), tqdm(total=len(rows), desc=self.name, unit="pair", disable=not progress, leave=False) as bar:
             while start < len(order):
                 n, length = shapes[order[start]]
                 batch = [k for k in order[start:start + n] if shapes[k][1] == length]
@@ -91,7 +92,7 @@ class Reranker:
                     if name not in found: continue
                     pad = tokenizer.pad_token_id or 0 if name == "input_ids" else 0
                     features[name] = torch.tensor([found[name][k] + [pad] * (length - len(found[name][k])) for k in filled], device=self.device)
-                scores = self.model(features)["scores"].reshape(n, -1)[:len(batch), 0]
+                with products: scores = self.model(features)["scores"].reshape(n, -1)[:len(batch), 0]
                 out[batch] = scores.double().cpu().numpy()
                 start += len(batch); bar.update(len(batch))
         if bad := int((~np.isfinite(out)).sum()): raise InputError(f"cross-encoder {self.name!r} gives NaN or infinity for {bad:,} of {len(out):,} pairs.")

@@ -1,6 +1,4 @@
 "The quicker ways of matrix products: the same numbers, chosen by the processor alone, and nothing touched that is not plain."
-import copy
-import pickle
 import threading
 
 import numpy as np
@@ -38,7 +36,8 @@ def test_what_is_done_otherwise_follows_from_the_processor(monkeypatch, has, sin
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert (quicker_ways("float32"), quicker_ways("bfloat16")) == (single, double)
     assert quicker_ways("float32", "cuda") == quicker_ways("bfloat16", "cuda:1") == Ways()
-    assert isinstance(quick_products("bfloat16"), QuickProducts) == any(double)
+    assert isinstance(quick_products(torch.nn.Linear(2, 2), "bfloat16"), QuickProducts) == any(double)
+    assert not isinstance(quick_products(torch.nn.TransformerEncoderLayer(4, 2), "bfloat16"), QuickProducts), "it has a quick path of its own, which a mode would turn off"
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False) # another BLAS: nothing was measured
     assert quicker_ways("float32") == Ways() and quicker_ways("bfloat16") == double
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
@@ -70,30 +69,50 @@ def test_a_packed_product_is_the_product(rows, inner, outer, biased, seed):
     torch.manual_seed(seed)
     quick = QuickProducts(Ways(products=True))
     for dtype in FORMATS:
-        x, w, b = torch.randn(2, rows, inner, dtype=dtype), torch.randn(outer, inner, dtype=dtype), torch.randn(outer, dtype=dtype) if biased else None
-        exact = linear(x.double(), w.double(), None if b is None else b.double())
+        x, w, b = torch.randn(2, rows, inner, dtype=dtype), torch.nn.Parameter(torch.randn(outer, inner, dtype=dtype)), torch.randn(outer, dtype=dtype) if biased else None
+        exact = linear(x.double(), w.detach().double(), None if b is None else b.double())
         with torch.no_grad():
             with quick: first, again = linear(x, w, b), linear(x, w, b)
         assert len(quick._packed) and first.dtype == dtype and first.shape == exact.shape
         assert torch.equal(first, again)
-        sums = linear(x.double().abs(), w.double().abs(), None if b is None else b.double().abs())
+        sums = linear(x.double().abs(), w.detach().double().abs(), None if b is None else b.double().abs())
         bound = (inner + 2) * torch.finfo(torch.float32).eps * sums + torch.finfo(dtype).eps * exact.abs() # of sums in float32 in any order, and of one rounding
         assert ((first - exact).abs() <= bound).all()
 
 
+def same_as_pytorch(quick: QuickProducts, f, made=0) -> None:
+    "The same bits as without the mode, and nothing packed."
+    with torch.no_grad():
+        want = f()
+        with quick: found = f()
+    assert torch.equal(torch.nan_to_num(found), torch.nan_to_num(want)) and found.dtype == want.dtype and len(quick._packed) == made
+
+
 @packs
-def test_what_is_not_plain_is_left_to_pytorch(monkeypatch):
+def test_what_is_not_plain_is_left_to_pytorch():
     quick, layer, x = QuickProducts(Ways(True, True)), torch.nn.Linear(8, 4), torch.randn(3, 8)
-    def refused(*args): raise AssertionError("packed all the same")
-    monkeypatch.setattr(products.torch.ops.mkldnn, "_linear_pointwise", refused)
-    with quick:
-        layer(x).sum().backward() # gradients
-        with torch.no_grad():
-            assert layer.double()(x.double()).dtype == torch.float64
-            assert layer.float()(x[0]).shape == (4,) and layer(x[:0]).shape == (0, 4)
-            assert linear(x, weight=layer.weight).shape == (3, 4) # by name
-    with quick, torch.no_grad(), pytest.raises(AssertionError, match="packed all the same"): layer(x)
-    assert layer.weight.grad is not None
+    with quick: layer(x).sum().backward() # gradients
+    assert layer.weight.grad is not None and not quick._packed
+    weight, bias = layer.weight.detach(), torch.arange(8.0)
+    same_as_pytorch(quick, lambda: torch.nn.Linear(8, 4).double()(x.double()) * 0)
+    for f in (lambda: layer(x[0]), lambda: layer(x[:0]), lambda: linear(x, weight=layer.weight), lambda: linear(x, weight), lambda: linear(x, layer.weight[:2]), # a row, no row, by name, made by the pass, a part
+            lambda: linear(x, layer.weight, bias[::2]), lambda: linear(x, layer.weight, torch.tensor(2.0)), lambda: linear(x, layer.weight, torch.ones(1)), lambda: linear(x, layer.weight, torch.ones(1, 4)), # biases of other shapes
+            lambda: linear(x, torch.nn.Parameter(torch.ones(0, 8))), lambda: linear(x, torch.nn.Parameter(weight.to_sparse_csr())), lambda: torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(8, 4))(x) * 0):
+        same_as_pytorch(quick, f)
+    with torch.inference_mode(): born = torch.nn.Linear(8, 4) # its weights have no version
+    same_as_pytorch(quick, lambda: born(x))
+    with torch.autocast("cpu", torch.bfloat16): same_as_pytorch(quick, lambda: layer(x))
+    with torch.no_grad(), quick: traced = torch.jit.trace(layer, x)
+    assert torch.equal(traced(x), layer(x)) and "mkldnn" not in str(traced.graph)
+
+
+@packs
+def test_a_compiled_layer_is_compiled_as_it_is():
+    layer, x, graphs = torch.nn.Linear(8, 4), torch.randn(3, 8), []
+    compiled = torch.compile(layer, backend=lambda graph, inputs: graphs.append(str(graph.code)) or graph.forward, fullgraph=True)
+    with torch.no_grad(), QuickProducts(Ways(True, True)): found = compiled(x)
+    assert torch.allclose(found, layer(x), atol=1e-6) and graphs and "mkldnn" not in graphs[0]
+    torch._dynamo.reset()
 
 
 @packs
@@ -106,11 +125,25 @@ def test_a_weight_that_changes_is_packed_anew():
     both()
     with torch.no_grad(): layer.weight.add_(1)
     both()
-    layer.weight.data = torch.randn(8, 16)
+    for _ in range(5): # an address is not used again
+        layer.weight.data = torch.randn(8, 16)
+        both()
+    layer.weight.data = layer.weight.data.t().contiguous().t()
     both()
     layer.load_state_dict({"weight": torch.randn(8, 16)})
     both()
     assert len(quick._packed) == 1 and quick._bytes == 8 * 16 * 4
+
+
+@packs
+def test_what_training_changes_between_two_calls_is_seen(monkeypatch):
+    from sentence_transformers import SentenceTransformer
+    forced(monkeypatch, "float32")
+    model = SentenceTransformer(str(embedded_path("minilm").parent), device="cpu", local_files_only=True)
+    encoder = Encoder(model, "minilm", cache=False)
+    encoder.encode_queries(SAMPLE[:2])
+    for p in model.parameters(): p.data.mul_(1.01) # such a change has no version
+    np.testing.assert_allclose(encoder.encode_queries(SAMPLE[:2]), model.encode(SAMPLE[:2], normalize_embeddings=True), atol=1e-6)
 
 
 @packs
@@ -157,14 +190,25 @@ def test_a_row_that_sees_nothing_is_finite():
     assert ours.isfinite().all() and torch.equal(ours[0, 0, 0], q[0, 0, 0])
 
 
+@pytest.mark.parametrize("rows, heads, few", [(3, 2, 2), (17, 6, 2), (5, 4, 1)])
+def test_causal_and_grouped_attention_are_those_of_a_mask_and_of_repeated_heads(rows, heads, few):
+    torch.manual_seed(rows)
+    q, k, v = (torch.randn(2, n, rows, 8, dtype=torch.bfloat16) for n in (heads, few, few))
+    repeated = [x.repeat_interleave(heads // few, 1) for x in (k, v)]
+    mask = torch.ones(2, 1, rows, rows, dtype=torch.bool).tril()
+    exact = scaled_dot_product_attention(q.double(), *(x.double() for x in repeated), is_causal=True)
+    with torch.inference_mode(), QuickProducts(Ways(attention=True)):
+        flags, written = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != few), scaled_dot_product_attention(q, *repeated, attn_mask=mask)
+    assert torch.equal(flags, written) and (flags - exact).abs().max() < 0.02 * v.abs().max()
+
+
 def test_attention_that_is_not_plain_is_left_to_pytorch(monkeypatch):
     def refused(*args, **kwargs): raise AssertionError("made otherwise all the same")
     monkeypatch.setattr(products.torch, "baddbmm", refused)
     q = torch.randn(1, 2, 3, 4, dtype=torch.bfloat16)
-    half = torch.randn(1, 1, 3, 4, dtype=torch.bfloat16)
     quick, added, ours = QuickProducts(Ways(attention=True)), torch.zeros(3, 3, dtype=torch.bfloat16), scaled_dot_product_attention(q, q, q)
     with quick, torch.no_grad():
-        for args, more in (((q, q, q), dict(is_causal=True)), ((q, half, half), dict(enable_gqa=True)), ((q, q, q), dict(dropout_p=0.5)), ((q, q, q), dict(attn_mask=added)), ((q[0], q[0], q[0]), {}), ((q.float(),) * 3, {})):
+        for args, more in (((q, q, q), dict(dropout_p=0.5)), ((q, q, q), dict(is_causal=True, attn_mask=None, dropout_p=0.5)), ((q, q, q), dict(attn_mask=added)), ((q[0], q[0], q[0]), {}), ((q.float(),) * 3, {})):
             assert scaled_dot_product_attention(*args, **more).shape == args[0].shape
         with pytest.raises(AssertionError, match="otherwise"): scaled_dot_product_attention(q, q, q)
         monkeypatch.setattr(products, "_MOST", 2 * 3 * 3 * 2 - 1) # bytes of the scores of a text
@@ -187,26 +231,34 @@ def test_an_encoder_gives_the_same_vectors_and_leaves_the_model_alone(monkeypatc
     encoder = Encoder(model, "minilm", dtype=dtype, cache=False)
     ours = encoder.encode_passages(SAMPLE)
     assert np.abs(ours - theirs).max() < apart
-    assert isinstance(encoder._products, QuickProducts) and bool(encoder._products._packed) == (PACKS and getattr(torch, dtype) in FORMATS)
+    assert isinstance(quick_products(encoder.model, dtype), QuickProducts)
     np.testing.assert_array_equal(model.encode(SAMPLE, normalize_embeddings=True), theirs)
     for k in (1, 5, 16): # in other company
         for a, b in zip(encoder.encode_passages(SAMPLE[::-1][:k]), ours[::-1][:k]): assert a.tobytes() == b.tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_copies_and_threads_pack_for_themselves(monkeypatch, dtype):
+def test_threads_do_not_meet(monkeypatch, dtype):
     forced(monkeypatch, dtype)
     encoder = load_encoder("minilm", dtype=dtype, cache=False)
-    want = encoder.encode_passages(SAMPLE)
-    twin = copy.deepcopy(encoder._products)
-    assert twin.ways == encoder._products.ways and not twin._packed and not pickle.loads(pickle.dumps(encoder._products))._packed
-    found: dict[int, np.ndarray] = {}
+    want, found = encoder.encode_passages(SAMPLE), {}
     threads = [threading.Thread(target=lambda i=i: found.__setitem__(i, encoder.encode_passages(SAMPLE))) for i in range(3)]
     for t in threads: t.start()
     for t in threads: t.join()
     assert len(found) == 3 and all(v.tobytes() == want.tobytes() for v in found.values())
-    full = encoder.in_float32()
-    assert full._quick == (None, None) and full.encode_passages(SAMPLE[:2]).shape == (2, 384) and full._products is not encoder._products
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_causal_model_gives_the_same_in_any_company(monkeypatch, dtype):
+    "Where no text of a batch is padded, transformers says what is seen by a flag, else by a mask."
+    forced(monkeypatch, dtype)
+    encoder = load_encoder("smollm2", dtype=dtype, cache=False)
+    words = lambda n, first: " ".join([first, *["cat"] * (n - 1)])
+    for n in (8, 16):
+        full = next(t for t in (words(k, "dog") for k in range(1, 40)) if len(encoder._token_ids([t])[0]) == n)
+        short = words(n - 3, "house")
+        alone, beside = encoder.encode_passages([full])[0], encoder.encode_passages([short, full])[1]
+        assert alone.tobytes() == beside.tobytes()
 
 
 def test_the_fingerprint_is_the_same_on_every_processor(monkeypatch):
@@ -215,16 +267,3 @@ def test_the_fingerprint_is_the_same_on_every_processor(monkeypatch):
         monkeypatch.setattr(products, "quicker_ways", lambda dtype, device="cpu": ways)
         return [load_encoder("minilm", dtype=d, cache=False).fingerprint for d in ("float32", "bfloat16")]
     assert prints(Ways()) == prints(Ways(products=True)) == prints(Ways(True, True)) and len({*prints(Ways())}) == 2
-
-
-def test_an_encoder_that_is_sent_away_asks_the_processor_there(monkeypatch):
-    forced(monkeypatch, "float32")
-    encoder = load_encoder("minilm", cache=False)
-    want = encoder.encode_queries(SAMPLE[:3])
-    assert encoder._quick[0] == ("float32", "cpu")
-    import cloudpickle
-    sent = cloudpickle.loads(cloudpickle.dumps(encoder))
-    assert sent._quick == (None, None) and copy.copy(encoder)._quick == (None, None)
-    monkeypatch.setattr(products, "quicker_ways", lambda dtype, device="cpu": Ways())
-    assert np.abs(sent.encode_queries(SAMPLE[:3]) - want).max() < 1e-6 and not isinstance(sent._products, QuickProducts)
-    assert isinstance(encoder._products, QuickProducts)
