@@ -67,7 +67,7 @@ class QuickProducts(TorchFunctionMode):
         return func(*args, **kwargs) if out is None else out
 
     def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
-        if type(weight) is not torch.nn.Parameter or not _plain(weight) or not _plain(x) or _busy() or weight.is_inference(): return None
+        if _busy() or type(weight) is not torch.nn.Parameter or not _plain(weight) or not _plain(x) or weight.is_inference(): return None
         if weight.dim() != 2 or x.dim() < 2 or x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.bfloat16): return None
         if bias is not None and not (_plain(bias) and bias.shape == weight.shape[:1] and bias.dtype == x.dtype and bias.is_contiguous()): return None
         state = (weight.data_ptr(), weight._version, weight.dtype, weight.shape, weight.stride())
@@ -81,7 +81,7 @@ class QuickProducts(TorchFunctionMode):
         return torch.ops.mkldnn._linear_pointwise(x, packed, None if bias is None else bias.detach(), "none", [], "")
 
     def _attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False) -> torch.Tensor | None:
-        if not all(_plain(x) and x.dim() == 4 and x.dtype == torch.bfloat16 for x in (query, key, value)) or _busy() or dropout_p: return None
+        if _busy() or dropout_p or not all(_plain(x) and x.dim() == 4 and x.dtype == torch.bfloat16 for x in (query, key, value)): return None
         if enable_gqa and query.shape[1] % key.shape[1] == 0: key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
         (texts, heads, rows, d), columns = query.shape, key.shape[2]
         if key.shape != (texts, heads, columns, d) or value.shape[:3] != key.shape[:3] or heads * rows * columns * query.element_size() > _MOST: return None
