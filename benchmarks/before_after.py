@@ -4,7 +4,8 @@ The other way stands here as the baseline, and runs beside the code as it is, on
 For the cache and the bootstrap the other way is the code as it was; for encoding it is plain SentenceTransformer.encode at batch 32; for the
 products it is PyTorch's own choice of library and kernel. For each part the time is split into its steps too, since that is what says where to look: for encoding by PyTorch's profiler, in operators.
 
-encode     batches of 32 passages, sorted by length and filled up to the longest, against batches of fixed shapes of about 1,024 tokens: small ones stay in the processor's cache.
+encode     batches of 32 passages, sorted by length and filled up to the longest, against batches of fixed shapes of about 1,024 tokens: small ones stay in the processor's cache;
+           with the quicker products of the next part, where the processor has them.
 products   the same batches in float32, with PyTorch's choice of library, against the ways of eci_sem.products: products by oneDNN with weights packed once a call.
 bfloat16   the same in bfloat16, where attention is made otherwise too; vectors may differ by bfloat16's rounding.
            Neither applies where the processor has no quicker way.
@@ -66,6 +67,7 @@ def encode(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any
     from sentence_transformers import SentenceTransformer
     from eci_sem.collection import load_docstrings
     from eci_sem.encoders import embedded_path, load_encoder
+    from eci_sem.products import quicker_ways
     corpus = load_docstrings().corpus
     texts = [corpus[i] for i in sorted(corpus)[::max(1, len(corpus) // args.texts)][:args.texts]]
     encoder, model = load_encoder("minilm", cache=False), SentenceTransformer(str(embedded_path("minilm").parent), device="cpu", local_files_only=True)
@@ -75,7 +77,7 @@ def encode(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any
     took, x, y = turns(lambda: plain(texts), lambda: ours(texts), args.runs)
     assert np.abs(x - y).max() < 1e-5, "another batch moved a vector"
     steps = [dict(step=step, seconds=s, of=of) for of, way in (("before", plain), ("after", ours)) for step, s in operators(lambda: way(texts)).items()]
-    return dict(took, size=f"{len(texts)} passages, minilm, float32", changed="batches of fixed shapes of about 1,024 tokens, instead of 32 passages filled up to the longest"), steps
+    return dict(took, size=f"{len(texts)} passages, minilm, float32", changed="batches of fixed shapes of about 1,024 tokens, instead of 32 passages filled up to the longest" + ", and the next line's products" * any(quicker_ways("float32"))), steps
 
 def products(args: argparse.Namespace, dtype: str = "float32") -> tuple[dict[str, Any], list[dict[str, Any]]] | str:
     from unittest.mock import patch
