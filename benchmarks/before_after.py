@@ -179,7 +179,7 @@ def main() -> int:
         if args.only not in (None, name): continue
         found = part(args)
         if isinstance(found, str):
-            claims.append(claim(f"{name}, before over after", float("nan"), 1.0, False, "not measured", "times", unless=found) | dict(value=None))
+            claims.append(claim(f"{name}, before over after", float("nan"), 1.0, False, "not measured", "times", unless=found))
             continue
         found, split = found
         ratios = found.pop("turns")

@@ -74,10 +74,10 @@ def timed(f: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 def claim(name: str, value: float, limit: float, most: bool, what: str, unit: str = "", unless: str = "", of: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    "One line of the report: `most` says whether the limit is an upper one, `unless` why the claim does not apply here, `of` which stage of eci_sem.scaling was timed: stage, seconds, sizes. A value that is not a number fails."
+    "One line of the report: `most` says whether the limit is an upper one, `unless` why the claim does not apply here, `of` which stage of eci_sem.scaling was timed: stage, seconds, sizes. A value that is not a number fails; of a claim that does not apply it is written as null."
     good, kind = (value <= limit if most else value >= limit), "at most" if most else "at least"
     print(f"{'N/A ' if unless else 'PASS' if good else 'FAIL'}  {name}: {value:.4g}{unit and ' ' + unit} ({kind} {limit:g}{f'; not applicable here: {unless}' if unless else ''}); {what}", flush=True)
-    return dict(name=name, value=float(value), limit=limit, kind=kind, unit=unit, passed=None if unless else bool(good), what=f"not applicable here: {unless}; {what}" if unless else what, **({"of": dict(of)} if of else {}))
+    return dict(name=name, value=None if unless and value != value else float(value), limit=limit, kind=kind, unit=unit, passed=None if unless else bool(good), what=f"not applicable here: {unless}; {what}" if unless else what, **({"of": dict(of)} if of else {}))
 
 def machine() -> dict[str, Any]:
     "The machine, as far as it bears on the times."

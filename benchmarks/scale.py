@@ -227,7 +227,7 @@ def bench_map(a: argparse.Namespace) -> None:
     claim("scoring from a memory map, memory beside it in MB", r["extra"], LIMITS["memory"], f"peak of what the process has for itself, map of {r['gb']:.1f} GB")
     if g := r.get("gpu"): claim("scoring on a GPU, times reading the embeddings once", g["seconds"] / g["read"], LIMITS["gpu"], f"{g['name']}: {g['seconds']:.1f} s against {g['read']:.1f} s; equal to the processor's within {g['off']:.0e}")
     else: # the guide shows the line, without a number
-        CLAIMS.append(one_claim("scoring on a GPU, times reading the embeddings once", float("nan"), LIMITS["gpu"], True, "not measured", unless="no GPU that torch can use") | dict(value=None))
+        CLAIMS.append(one_claim("scoring on a GPU, times reading the embeddings once", float("nan"), LIMITS["gpu"], True, "not measured", unless="no GPU that torch can use"))
 
 def bench_bootstrap(a: argparse.Namespace) -> None:
     if not (r := child("bootstrap", queries=a.queries, dim=a.dim, blocks=a.blocks, resamples=a.resamples)): return

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from eci_sem import products
-from eci_sem.encoders import Encoder, embedded_path, load_encoder
+from eci_sem.encoders import Encoder, batch_shape, embedded_path, load_encoder
 from eci_sem.products import QuickProducts, Ways, quick_products, quicker_ways
 
 HAS = torch.cpu.get_capabilities()
@@ -85,7 +85,7 @@ def same_as_pytorch(quick: QuickProducts, f, made=0) -> None:
     with torch.no_grad():
         want = f()
         with quick: found = f()
-    assert torch.equal(torch.nan_to_num(found), torch.nan_to_num(want)) and found.dtype == want.dtype and len(quick._packed) == made
+    assert torch.equal(found, want) and found.dtype == want.dtype and len(quick._packed) == made
 
 
 @packs
@@ -94,10 +94,10 @@ def test_what_is_not_plain_is_left_to_pytorch():
     with quick: layer(x).sum().backward() # gradients
     assert layer.weight.grad is not None and not quick._packed
     weight, bias = layer.weight.detach(), torch.arange(8.0)
-    same_as_pytorch(quick, lambda: torch.nn.Linear(8, 4).double()(x.double()) * 0)
+    double, normed = torch.nn.Linear(8, 4).double(), torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(8, 4))
     for f in (lambda: layer(x[0]), lambda: layer(x[:0]), lambda: linear(x, weight=layer.weight), lambda: linear(x, weight), lambda: linear(x, layer.weight[:2]), # a row, no row, by name, made by the pass, a part
             lambda: linear(x, layer.weight, bias[::2]), lambda: linear(x, layer.weight, torch.tensor(2.0)), lambda: linear(x, layer.weight, torch.ones(1)), lambda: linear(x, layer.weight, torch.ones(1, 4)), # biases of other shapes
-            lambda: linear(x, torch.nn.Parameter(torch.ones(0, 8))), lambda: linear(x, torch.nn.Parameter(weight.to_sparse_csr())), lambda: torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(8, 4))(x) * 0):
+            lambda: linear(x, torch.nn.Parameter(torch.ones(0, 8))), lambda: linear(x, torch.nn.Parameter(weight.to_sparse_csr())), lambda: normed(x), lambda: double(x.double())):
         same_as_pytorch(quick, f)
     with torch.inference_mode(): born = torch.nn.Linear(8, 4) # its weights have no version
     same_as_pytorch(quick, lambda: born(x))
@@ -216,10 +216,17 @@ def test_attention_that_is_not_plain_is_left_to_pytorch(monkeypatch):
     with quick: assert scaled_dot_product_attention(q.requires_grad_(), q, q).requires_grad
 
 
-def forced(monkeypatch, dtype: str) -> None:
+def forced(monkeypatch, dtype: str) -> list[str]: # what was made otherwise, call by call
     "The other ways, on whatever processor this is."
+    made: list[str] = []
+    for part in ("_linear", "_attention"):
+        def counted(self, *args, part=part, way=getattr(QuickProducts, part), **more):
+            if (out := way(self, *args, **more)) is not None: made.append(part)
+            return out
+        monkeypatch.setattr(QuickProducts, part, counted)
     ways = Ways(products=PACKS and getattr(torch, dtype) in FORMATS, attention=dtype == "bfloat16")
     monkeypatch.setattr(products, "quicker_ways", lambda dtype, device="cpu": ways)
+    return made
 
 
 @pytest.mark.parametrize("dtype, apart", [("float32", 1e-6), ("bfloat16", 5e-3)])
@@ -227,14 +234,29 @@ def test_an_encoder_gives_the_same_vectors_and_leaves_the_model_alone(monkeypatc
     from sentence_transformers import SentenceTransformer
     model = SentenceTransformer(str(embedded_path("minilm").parent), device="cpu", local_files_only=True)
     theirs = model.encode(SAMPLE, normalize_embeddings=True)
-    forced(monkeypatch, dtype)
+    made = forced(monkeypatch, dtype)
     encoder = Encoder(model, "minilm", dtype=dtype, cache=False)
     ours = encoder.encode_passages(SAMPLE)
     assert np.abs(ours - theirs).max() < apart
-    assert isinstance(quick_products(encoder.model, dtype), QuickProducts)
+    batches = len({batch_shape(len(ids)) for ids in encoder._token_ids(SAMPLE)}) # few texts: one of each shape
+    assert made.count("_attention") == 6 * batches * (dtype == "bfloat16") # six layers
+    if PACKS and getattr(torch, dtype) in FORMATS: assert made.count("_linear") >= 36 * batches # six products in each
+    made.clear()
     np.testing.assert_array_equal(model.encode(SAMPLE, normalize_embeddings=True), theirs)
+    assert not made, "the caller's own calls are PyTorch's"
     for k in (1, 5): # in other company
         for a, b in zip(encoder.encode_passages(SAMPLE[::-1][:k]), ours[::-1][:k]): assert a.tobytes() == b.tobytes()
+
+
+@packs
+def test_a_reranker_takes_the_same_ways(monkeypatch, tmp_path):
+    from eci_sem.rerank import load_reranker
+    from test_rerank import checkpoint
+    folder, queries, passages = checkpoint(tmp_path / "tiny"), ["cat", "dog", "cat"], ["cat dog", "bird", "dog"]
+    plain = load_reranker(folder).score_pairs(queries, passages)
+    made = forced(monkeypatch, "float32")
+    ours = load_reranker(folder).score_pairs(queries, passages)
+    assert np.allclose(ours, plain, rtol=1e-4, atol=1e-5) and made.count("_linear") >= 6 and "_attention" not in made
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
