@@ -517,6 +517,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'eci_sem.forms._forms': ('forms.html#_forms', 'eci_sem/forms.py'),
                                'eci_sem.forms._named': ('forms.html#_named', 'eci_sem/forms.py'),
                                'eci_sem.forms.agree': ('forms.html#agree', 'eci_sem/forms.py'),
+                               'eci_sem.forms.by_chance': ('forms.html#by_chance', 'eci_sem/forms.py'),
                                'eci_sem.forms.departures': ('forms.html#departures', 'eci_sem/forms.py'),
                                'eci_sem.forms.departures_text': ('forms.html#departures_text', 'eci_sem/forms.py'),
                                'eci_sem.forms.first_look_downstream': ('forms.html#first_look_downstream', 'eci_sem/forms.py'),

@@ -298,7 +298,7 @@ def quadrature_information(
     z: Any, # (N,)
     nodes: int = 20, # Gauss-Hermite nodes per dimension, 2 to 40
 ) -> float: # Nats
-    "The same information by quadrature: a check on the Monte Carlo that shares none of its noise. Raises `InputError`. [ours]"
+    "The same information by quadrature, a check on the Monte Carlo that shares none of its noise: believe it where fewer nodes say the same, since steep logits need more than 40. Raises `InputError`. [ours]"
     X, z = _design(X, z, _LABELS, 4)
     if isinstance(nodes, bool) or not isinstance(nodes, (int, np.integer)) or not 2 <= nodes <= 40: raise InputError(f"nodes is {nodes!r}, expected a whole number from 2 to 40.")
     x, w = np.polynomial.hermite_e.hermegauss(nodes)

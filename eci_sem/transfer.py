@@ -536,11 +536,14 @@ def summarise(
 class TransferResult(NamedTuple):
     "One target and training collection: what was run, and the scores of every test query."
     parameters: dict[str, Any] # Of the notebook `transfer`
-    table: "pd.DataFrame" # As from `gather`, without the untrained encoder
+    table: "pd.DataFrame" # As from `gather`, without the untrained encoder; answer_seen, where it was told: was a relevant passage of the query a positive in training?
 
 def _scores(folder: Path) -> "pd.DataFrame":
     import pandas as pd
-    return pd.read_parquet(folder / "scores.parquet", columns=["source", "seed", "dataset", "query_id", *METRICS]).astype({"source": str, "seed": int, "dataset": str, "query_id": str, **{m: float for m in METRICS}})
+    import pyarrow.parquet as pq
+    path = folder / "scores.parquet"
+    more = [c for c in ("answer_seen",) if c in pq.read_schema(path).names] # results of before do not tell it
+    return pd.read_parquet(path, columns=["source", "seed", "dataset", "query_id", *METRICS, *more]).astype({"source": str, "seed": int, "dataset": str, "query_id": str, **{m: float for m in METRICS}})
 
 _SAME = ("train_split", "methods", "depths", "hybrids", "seeds", "train_queries", "recipe", "seed", "collection_hash", "triples") # what makes two trainings one
 

@@ -63,12 +63,13 @@ def _cost(r: Any) -> str:
 
 def _agreement(read: Any, about: Any) -> list[dict[str, str]]:
     table, rows = read("pooled.csv"), []
+    chance = lambda r, p, words: f", p = {r[p]:.2g} {words}" if p in r.index else ""
     for role in ("confirmation", "development"):
         part = table[(table["role"] == role) & (table["targets"] == "all targets")].set_index("form")
         for form in (f for f in ("ECI_sem", "ECI_net") if f in part.index):
             r, best, of = part.loc[form], part["tau"].idxmax(), _only(table, role, form)
-            rows.append(dict(score=form, on=f"{role}, {int(r['cells'])} target{'s' if r['cells'] != 1 else ''} x collection", result=f"Kendall's tau-b with the order after training {_span(r)}{_apart(of)}; {_cost(r)}; best of all forms: {best} {_span(part.loc[best])}{_apart(_only(table, role, best))}",
-                verdict="differs between targets" if opposed(of) else ("holds" if r["top1"] == 1 else "order agrees, first choice does not") if r["lo"] > 0 else "reversed" if r["hi"] < 0 else "not told apart from chance"))
+            rows.append(dict(score=form, on=f"{role}, {int(r['cells'])} target{'s' if r['cells'] != 1 else ''} x collection", result=f"Kendall's tau-b with the order after training {_span(r)}{_apart(of)}{chance(r, 'p', 'against these sources in a random order')}; {_cost(r)}; highest of all {len(part)} forms, chosen afterwards: {best} {_span(part.loc[best])}{_apart(_only(table, role, best))}{chance(part.loc[best], 'p_family', 'against the highest of them in a random order')}",
+                verdict="differs between targets" if opposed(of) else ("holds" if r["top1"] == 1 else "order agrees, first choice does not") if r["lo"] > 0 else "reversed" if r["hi"] < 0 else "not told apart from 0"))
     return rows
 
 def _cross(read: Any, about: Any) -> list[dict[str, str]]:
@@ -98,7 +99,7 @@ def _ablations(read: Any, about: Any) -> list[dict[str, str]]:
         # few sources take few orders: the number stands beside the name of the set
         n = str(part["on"].iloc[0]).rpartition(": ")[2].count(",") + 1 if "on" in part else 0
         rows.append(dict(score={"eci_sem": "ECI_sem", "eci_net": "ECI_net"}.get(metric, metric), on=f"{about('claims')} ({which}{f': {n} sources' if n else ''}); {', '.join(dict.fromkeys(part['encoder']))}",
-            result=f"lowest tau-b to the default: {'; '.join(_factor(f, g) for f, g in factors)}", verdict=_summary([list(g["verdict"]) for _, g in factors])))
+            result=f"lowest tau-b to the default: {'; '.join(_factor(f, g) for f, g in factors)}", verdict=_summary([[v] for _, g in factors for v in g["verdict"]])))
     return sorted(rows, key=lambda r: r["score"] != "ECI_sem")
 
 _BASELINES = {"trace": "tr M", "hardness": "mean hardness", "fisher": "fisher", "gradient": "gradient"} # simpler numbers that a score has to beat

@@ -176,13 +176,48 @@ def test_the_rule_of_recommendation():
     frozen = fm.load_frozen()
     assert fm.recommend(pooled_table(0.1), frozen, CELLS)["score"] == "ECI_net" and fm.recommend(pooled_table(0.1), frozen, CELLS)["usable"]
     tied = fm.recommend(pooled_table(-0.1), frozen, CELLS)
-    assert tied["score"] == "ECI_sem" and not tied["usable"] and tied["text"].startswith("**No score is recommended") and "Highest of all forms: minus margin 0.60 [0.40, 0.80]" in tied["text"] and tied["cells"] == ["glove on scifact"]
+    assert tied["score"] == "ECI_sem" and not tied["usable"] and tied["text"].startswith("**No score is recommended") and "Highest of all 3 forms, chosen afterwards: minus margin 0.60 [0.40, 0.80]." in tied["text"] and tied["cells"] == ["glove on scifact"]
     none = fm.recommend(pooled_table(0.1).assign(role="development"), frozen, CELLS)
     assert none["usable"] is None and none["score"] == "ECI_sem" and "no confirmation collection" in none["text"]
     assert "the rule was frozen for ndcg@10, and this is mrr@10" in fm.recommend(pooled_table(0.1), frozen, CELLS, metric="mrr@10")["text"]
     assert "ECI_sem and ECI_net are not both among the scores" in fm.recommend(pooled_table(0.1).query("form != 'ECI_net'"), frozen, CELLS)["text"]
     said = fm.recommend(pooled_table(0.1), frozen, CELLS, departed={"glove on scifact": ["at most 60 training queries"], "glove on docstrings": ["x"]})
     assert said["text"].endswith("Not as frozen (see `departures`): glove on scifact.") and said["departures"] == ["glove on scifact: at most 60 training queries"]
+
+def test_p_of_the_recommendation_is_told():
+    said = fm.recommend(pooled_table(0.1).assign(p=[0.41, 0.32, 0.012], p_family=[0.9, 0.5, 0.034]), fm.load_frozen(), CELLS)
+    assert "ECI_sem 0.10 [-0.10, 0.30], p = 0.41 against these sources in a random order; ECI_net 0.50" in said["text"] and "p = 0.32" in said["text"] and "[0.40, 0.80], p = 0.034 against the highest of them in a random order." in said["text"]
+    assert said["evidence"]["ECI_sem"]["p"] == 0.41 and said["evidence"]["minus margin"]["p_family"] == 0.034
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=3), st.permutations(range(5)))
+def test_p_by_chance_is_that_of_all_orders(values, down):
+    from itertools import permutations
+    from scipy.stats import kendalltau
+    names = list("abcde")
+    scores, after = {f"score {k}": pd.Series(v, index=names, dtype=float) for k, v in enumerate(values)}, pd.Series(down, index=names, dtype=float)
+    got = fm.by_chance([(scores, after, names)], permutations=4999, seed=3)
+    orders = [after.to_numpy()[list(p)] for p in permutations(range(5))]
+    every = np.array([[kendalltau(v, o).statistic if v.nunique() > 1 else np.nan for v in scores.values()] for o in orders])
+    for k, s in enumerate(scores):
+        tau = kendalltau(scores[s], after).statistic if scores[s].nunique() > 1 else np.nan
+        if np.isnan(tau): assert got.loc[s].isna().all(); continue
+        assert got.loc[s, "tau"] == pytest.approx(tau, abs=1e-12)
+        assert got.loc[s, "p"] == pytest.approx(np.mean(np.abs(every[:, k]) >= abs(tau) - 1e-9), abs=0.04) # 5.6 standard errors of 4,999 orders
+        assert got.loc[s, "p_family"] == pytest.approx(np.mean(np.nanmax(every, axis=1) >= tau - 1e-9), abs=0.04)
+
+def test_chance_over_cells():
+    right, after = pd.Series(dict(a=1.0, b=2.0, c=3.0, d=4.0)), pd.Series(dict(a=0.1, b=0.2, c=0.3, d=0.4))
+    gap = right.where(right > 1)
+    cell = lambda s: ({"s": s, "t": right}, after, list("abcd"))
+    one, two = fm.by_chance([cell(right)]), fm.by_chance([cell(right), cell(right)])
+    assert one.loc["s", "p"] == pytest.approx(2 / 24, abs=0.015) and two.loc["s", "p"] == pytest.approx(2 / 576, abs=0.004) # each cell in an order of its own
+    undefined = fm.by_chance([cell(right), cell(gap)])
+    assert undefined.loc["s"].isna().all() and undefined.loc["t", "tau"] == 1
+    assert fm.by_chance([cell(right)]).equals(one) and not fm.by_chance([cell(right)], seed=1).equals(one)
+    # a score that does not speak of a source is compared on the others, as agree does
+    some = fm.by_chance([({"s": right[["a", "b", "c"]]}, after, list("abcd"))])
+    assert some.loc["s", "tau"] == 1 and some.loc["s", "p"] == pytest.approx(2 / 6, abs=0.03)
 
 def opposite():
     "Pooled results of two targets for which ECI_sem points in opposite directions."
@@ -192,8 +227,8 @@ def opposite():
 def test_the_recommendation_shows_every_target_by_itself():
     found = fm.recommend(opposite(), fm.load_frozen(), CELLS)
     assert "ECI_sem 0.10 [-0.10, 0.30] (glove 0.66 [0.02, 0.91], minilm -1.00 [-1.00, -0.33]; the targets differ)" in found["text"]
-    assert "ECI_net 0.50 [0.30, 0.70] (glove 0.66 [0.02, 0.91], minilm -0.20 [-0.50, 0.10])," in found["text"] # one interval holds 0
-    assert "Highest of all forms: minus margin 0.60 [0.40, 0.80] (glove 0.66 [0.02, 0.91], minilm 0.50 [0.40, 0.60])." in found["text"] and len(found["text"]) < 600
+    assert "ECI_net 0.50 [0.30, 0.70] (glove 0.66 [0.02, 0.91], minilm -0.20 [-0.50, 0.10]);" in found["text"] # one interval holds 0
+    assert "Highest of all 3 forms, chosen afterwards: minus margin 0.60 [0.40, 0.80] (glove 0.66 [0.02, 0.91], minilm 0.50 [0.40, 0.60])." in found["text"] and len(found["text"]) < 600
     assert found["evidence"]["ECI_sem"]["targets"] == dict(glove=dict(tau=0.66, lo=0.02, hi=0.91), minilm=dict(tau=-1.0, lo=-1.0, hi=-0.33))
     json.dumps(found, allow_nan=False)
     new = fm.recommend(opposite().assign(regret_lo=0.001, regret_hi=0.02), fm.load_frozen(), CELLS)["evidence"]["ECI_net"]
@@ -280,12 +315,12 @@ def two_targets():
 def test_agreement_shows_two_opposite_targets_apart(root):
     names, down, of = two_targets()
     cell = lambda t: (*of[t], *down, names)
-    together, shown = pd.DataFrame([dict(role="confirmation", targets=g, form=f, cells=len(ts), **fm.pooled([cell(t) for t in ts], [cell(t) for t in ts])) for f in ("ECI_sem", "minus margin") for g, ts in (("all targets", ["glove", "minilm"]), ("glove", ["glove"]), ("minilm", ["minilm"]))]), []
+    together, shown = pd.DataFrame([dict(role="confirmation", targets=g, form=f, cells=len(ts), **fm.pooled([cell(t) for t in ts], [cell(t) for t in ts]), p=0.5, p_family=0.7) for f in ("ECI_sem", "minus margin") for g, ts in (("all targets", ["glove", "minilm"]), ("glove", ["glove"]), ("minilm", ["minilm"]))]), []
     source = cell_of(root, "agreement", "by_target = ")
     exec(source[source.index("span = "):], dict(together=together, pd=pd, display=shown.append, opposed=fm.opposed))
     taus = shown[0].loc[("confirmation", "ECI_sem")]
     assert taus.to_dict() == {"all targets": "0.00 [0.00, 0.00]", "glove": "1.00 [1.00, 1.00]", "minilm": "-1.00 [-1.00, -1.00]", "targets": "differ"}
-    assert len(shown) == 4 and shown[3].loc[("confirmation", "ECI_sem"), "regret, minilm"].startswith("300.00 [") and list(shown[1].columns) == ["Spearman, all targets", "Spearman, glove", "Spearman, minilm"]
+    assert len(shown) == 5 and shown[1].loc[("confirmation", "ECI_sem"), "p, glove"] == "0.500 (0.700 as the highest)" and shown[4].loc[("confirmation", "ECI_sem"), "regret, minilm"].startswith("300.00 [") and list(shown[2].columns) == ["Spearman, all targets", "Spearman, glove", "Spearman, minilm"]
 
 def test_cross_family_says_that_two_targets_differ(root):
     from types import SimpleNamespace as S

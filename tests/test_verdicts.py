@@ -15,12 +15,18 @@ def test_a_claim_that_was_not_run_says_so(tmp_path):
     t = verdict_table(tmp_path)
     assert len(t) == len(CLAIMS) and set(t["verdict"]) == {"not run"}
 
-@pytest.mark.parametrize("lo, hi, verdict", [(0.1, 0.4, "holds"), (-0.1, 0.4, "not told apart from chance"), (-0.5, -0.1, "reversed")])
+@pytest.mark.parametrize("lo, hi, verdict", [(0.1, 0.4, "holds"), (-0.1, 0.4, "not told apart from 0"), (-0.5, -0.1, "reversed")])
 def test_the_interval_decides(tmp_path, lo, hi, verdict):
     (tmp_path / "agreement").mkdir()
     pooled(lo, hi).to_csv(tmp_path / "agreement/pooled.csv", index=False)
     row = verdict_table(tmp_path).query("notebook == 'agreement'").iloc[0]
-    assert row["verdict"] == verdict and f"0.25 [{lo:.2f}, {hi:.2f}]" in row["result"] and "1.2 points" in row["result"] and "best of all forms: minus margin 0.60" in row["result"]
+    assert row["verdict"] == verdict and f"0.25 [{lo:.2f}, {hi:.2f}]" in row["result"] and "1.2 points" in row["result"] and "highest of all 2 forms, chosen afterwards: minus margin 0.60" in row["result"]
+
+def test_chance_stands_beside_a_correlation(tmp_path):
+    (tmp_path / "agreement").mkdir()
+    pooled(0.1, 0.4).assign(p=[0.21, 0.03], p_family=[0.5, 0.072]).to_csv(tmp_path / "agreement/pooled.csv", index=False)
+    said = verdict_table(tmp_path).query("notebook == 'agreement'").iloc[0]["result"]
+    assert "0.25 [0.10, 0.40], p = 0.21 against these sources in a random order; " in said and said.endswith("minus margin 0.60 [0.10, 0.40], p = 0.072 against the highest of them in a random order")
 
 def test_the_right_order_with_a_wrong_first_choice_is_no_match(tmp_path):
     (tmp_path / "agreement").mkdir()
@@ -53,7 +59,7 @@ def test_two_opposite_targets_are_no_average(tmp_path):
     (tmp_path / "agreement").mkdir()
     pd.concat([pooled(0.1, 0.4), pooled(0.2, 0.4).assign(targets="glove"), pooled(-0.9, -0.1).assign(targets="minilm")]).to_csv(tmp_path / "agreement/pooled.csv", index=False)
     got = verdict_table(tmp_path).query("notebook == 'agreement'").iloc[0]
-    assert got["verdict"] == "differs between targets" and "best of all forms: minus margin 0.60 [0.10, 0.40] (glove 0.60 [0.20, 0.40]; minilm 0.60 [-0.90, -0.10])" in got["result"]
+    assert got["verdict"] == "differs between targets" and "highest of all 2 forms, chosen afterwards: minus margin 0.60 [0.10, 0.40] (glove 0.60 [0.20, 0.40]; minilm 0.60 [-0.90, -0.10])" in got["result"]
 
 def test_the_regret_has_an_interval_where_the_table_has_one(tmp_path):
     (tmp_path / "agreement").mkdir()
@@ -69,7 +75,7 @@ def test_both_sets_of_sources_and_the_other_idf_tables_are_shown(tmp_path):
     t = lambda: verdict_table(tmp_path).query("notebook == 'ablations'").reset_index(drop=True)
     few, many = t().iloc[0], t().iloc[1]
     assert few["on"] == "scifact (methods: 3 sources); glove, minilm" and few["verdict"] == "holds" and few["result"] == "lowest tau-b to the default: tokenizer 0.90 [0.80, 1.00] (glove at x): holds; IDF corpus 0.90 [0.80, 1.00] (glove at x): holds"
-    assert many["on"] == "scifact (all: 8 sources); glove, minilm" and many["verdict"] == "does not hold" and "temperature -0.21 [-0.31, 1.00] (glove at x): holds (glove), does not hold (minilm)" in many["result"]
+    assert many["on"] == "scifact (all: 8 sources); glove, minilm" and many["verdict"] == "does not hold throughout" and "temperature -0.21 [-0.31, 1.00] (glove at x): holds (glove), does not hold (minilm)" in many["result"]
     ablation("methods", {"tokenizer": dict(glove="does not hold"), "IDF corpus": dict(glove="does not hold")}, 0.5).to_csv(tmp_path / "ablations-idf/claims.csv", index=False)
     few = t().iloc[0]
     assert few["verdict"] == "does not hold throughout" and few["result"].endswith("IDF corpus, other collections too 0.50 [0.40, 1.00] (glove at x): does not hold") and few["result"].count("tokenizer") == 1
