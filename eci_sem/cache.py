@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .collection import InputError, cache_dir, unknown_name
-from .encoders import EmbeddingCache, _CRC_OF_WHOLE, _cut_off
+from .encoders import EmbeddingCache, _CRC_OF_CUT, _CRC_OF_WHOLE, _cut_off
 
 # %% ../nbs/02b_cache.ipynb #cache05
 class Store(NamedTuple):
@@ -93,7 +93,7 @@ def cache_verify(
             try:
                 with _opened(store.folder) as env, env.begin(buffers=True) as txn:
                     for _, record in txn.cursor():
-                        sound = len(record) > 4 and (store.dim is None or len(record) == 4 * store.dim + 4) and zlib.crc32(record) == _CRC_OF_WHOLE
+                        sound = len(record) > 4 and (store.dim is None or len(record) == 4 * store.dim + 4) and zlib.crc32(record) in (_CRC_OF_WHOLE, _CRC_OF_CUT)
                         good, bad = good + sound, bad + (not sound)
             except lmdb.Error as e: store = store._replace(state=f"damaged ({e})")
         found.append(Verified(store, good, bad))

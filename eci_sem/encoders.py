@@ -100,6 +100,8 @@ def _damage() -> tuple[type[Exception], ...]:
 _MAP_SIZES = (1 << 42, 1 << 38, 1 << 34, 1 << 31)
 
 _CRC_OF_WHOLE = 0x2144DF1C # CRC-32 of any bytes followed by their own CRC-32, little end first
+_CUT = 0x5EC1 # flipped in the CRC-32 of a vector whose text was cut: the mark takes no room, and reading it no time
+_CRC_OF_CUT = zlib.crc32((zlib.crc32(b"") ^ _CUT).to_bytes(4, "little")) # the same for any bytes
 
 def _cut_off(env: Any, folder: Path) -> str:
     "How short a store is. Reading past the end of its file would kill the process, so this comes before a page is touched."
@@ -113,7 +115,7 @@ class EmbeddingCache:
     def __init__(self,
         folder: str | Path, # Folder of one encoder's store; made when absent
         dim: int, # Dimension of the vectors
-    ): self.folder, self.dim = Path(folder), dim
+    ): self.folder, self.dim, self.cut = Path(folder), dim, 0 # cut: vectors of the last look-up whose text was longer than the encoder reads
 
     @property
     def _env(self):
@@ -157,13 +159,15 @@ class EmbeddingCache:
         "Look vectors up; a record that fails its checksum counts as absent."
         import lmdb
         vectors, found = np.empty((len(keys), self.dim), np.float32), np.zeros(len(keys), bool)
-        size = 4 * self.dim + 4
+        size, self.cut = 4 * self.dim + 4, 0
         try:
             with self._env.begin() as txn:
                 for at in range(0, len(keys), 1024): # small enough to stay in the processor's cache on its way to `vectors`
                     records = list(map(txn.get, keys[at:at + 1024]))
-                    good = [i for i, r in enumerate(records) if r is not None and len(r) == size and zlib.crc32(r) == _CRC_OF_WHOLE]
+                    sums = [zlib.crc32(r) if r is not None and len(r) == size else 0 for r in records]
+                    good = [i for i, c in enumerate(sums) if c == _CRC_OF_WHOLE or c == _CRC_OF_CUT]
                     if not good: continue
+                    self.cut += sums.count(_CRC_OF_CUT)
                     rows = np.array(good) + at
                     vectors[rows] = np.frombuffer(b"".join([records[i] for i in good]), np.float32).reshape(len(good), self.dim + 1)[:, :self.dim]
                     found[rows] = True
@@ -176,14 +180,15 @@ class EmbeddingCache:
     def put(self,
         keys: Sequence[bytes], # 16 bytes each
         vectors: np.ndarray, # float32 (n, dim)
+        cut: Sequence[bool] | None = None, # Which texts were longer than the encoder reads; None: none
     ) -> None:
         "Store vectors in one transaction: all of them or none."
         import lmdb
         try:
             with self._env.begin(write=True) as txn:
-                for key, v in zip(keys, np.ascontiguousarray(vectors, np.float32)):
+                for key, v, short in zip(keys, np.ascontiguousarray(vectors, np.float32), [False] * len(keys) if cut is None else cut):
                     raw = v.tobytes()
-                    txn.put(key, raw + zlib.crc32(raw).to_bytes(4, "little"))
+                    txn.put(key, raw + (zlib.crc32(raw) ^ (_CUT if short else 0)).to_bytes(4, "little"))
         # the vectors are at hand: losing a damaged cache must not lose the run
         except _damage() as e: self._set_aside(str(e))
         except lmdb.MapFullError as e: raise InputError(f"the embedding cache in {self.folder} has reached {self._env.info()['map_size'] / 1e9:,.0f} GB, the most address space that this process may have for it: raise the limit of virtual memory (ulimit -v), or give the encoder another folder with cache=. What is cached stays.") from e
@@ -396,14 +401,14 @@ class Encoder:
         keys = [hashlib.sha256(f"{len(prompt)}:{prompt}{t}".encode("utf-8", "surrogatepass")).digest()[:16] for t in distinct]
         store = EmbeddingCache(self._cache / self.fingerprint[:32], self.dim) if self._cache is not None else None
         vectors, found = store.get(keys) if store is not None else (np.empty((len(distinct), self.dim), np.float32), np.zeros(len(distinct), bool))
-        missing = np.flatnonzero(~found)
-        if len(missing): self._fill(distinct, keys, missing, prompt, what, vectors, store, progress, batch_size)
-        self.stats = dict(texts=len(texts), distinct=len(distinct), cached=int(found.sum()), encoded=len(missing), truncated=self.stats["truncated"] if len(missing) else 0)
+        missing, cut = np.flatnonzero(~found), store.cut if store is not None else 0
+        if len(missing): cut += self._fill(distinct, keys, missing, prompt, what, vectors, store, progress, batch_size)
+        self.stats = dict(texts=len(texts), distinct=len(distinct), cached=int(found.sum()), encoded=len(missing), truncated=cut)
         return vectors[index]
 
-    def _fill(self, texts: list[str], keys: list[bytes], missing: np.ndarray, prompt: str, what: str, vectors: np.ndarray, store: EmbeddingCache | None, progress: bool | None, batch_size: int) -> None:
+    def _fill(self, texts: list[str], keys: list[bytes], missing: np.ndarray, prompt: str, what: str, vectors: np.ndarray, store: EmbeddingCache | None, progress: bool | None, batch_size: int) -> int: # texts that were cut
         from tqdm.auto import tqdm
-        ids = self._token_ids([prompt + texts[i] for i in missing])
+        ids, cut = self._token_ids([prompt + texts[i] for i in missing])
         products = import_module("eci_sem.products").quick_products(self.model, self.dtype, self.device) # weights are packed for this call
         # longest first: a batch that doesn't fit in memory fails at once, and the bar's estimate errs on the safe side
         order = sorted(range(len(missing)), key=lambda k: (-batch_shape(len(ids[k]))[1], missing[k]))
@@ -421,19 +426,21 @@ class Encoder:
                 for k, v in zip(batch, (out / norm[:, None]).astype(np.float32)): vectors[missing[k]] = v
                 done += batch; at += len(batch)
                 if store is not None and (len(done) >= batch_size or at == len(order)):
-                    store.put([keys[missing[k]] for k in done], vectors[missing[done]])
+                    store.put([keys[missing[k]] for k in done], vectors[missing[done]], [cut[k] for k in done])
                     store.describe(self.info)
                     done = []
                 bar.update(len(batch))
+        return sum(cut)
 
-    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+    def _token_ids(self, texts: list[str]) -> tuple[list[list[int]], list[bool]]: # and which texts are longer than that
         tokenizer = self.model.tokenizer
         if self._static: ids = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
-        else: ids = tokenizer(texts, truncation=True, max_length=self.max_length, padding=False, return_attention_mask=False, verbose=False)["input_ids"]
-        self.stats["truncated"] = sum(len(x) >= self.max_length for x in ids)
+        else: ids = (out := tokenizer(texts, truncation=True, max_length=self.max_length, padding=False, return_attention_mask=False, verbose=False))["input_ids"]
+        # where the tokenizer does not say what it cut, a text that fills the length counts as cut
+        cut = [len(x) > self.max_length for x in ids] if self._static else [bool(e.overflowing) for e in out.encodings] if out.encodings else [len(x) >= self.max_length for x in ids]
         empty = next((i for i, x in enumerate(ids) if not len(x)), None)
         if empty is not None: raise InputError(f"encoder {self.name!r} finds no token in {texts[empty][:80]!r}.")
-        return [list(x[:self.max_length]) for x in ids]
+        return [list(x[:self.max_length]) for x in ids], cut
 
     def _forward(self, ids: list[list[int]], rows: int, length: int) -> np.ndarray:
         import torch

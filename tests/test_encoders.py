@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eci_sem.collection import InputError
+from eci_sem.cache import cache_verify
 from eci_sem.encoders import EMBEDDED, HUB, LADDER, Encoder, EmbeddingCache, batch_shape, embedded_path, load_encoder
 
 WORDS = "sort array list matrix file socket thread plot axis tensor gradient value return compute the a of and in to with index sparse signal filter".split()
@@ -185,6 +186,25 @@ def test_a_warm_call_never_loads_the_model(checkpoints, tmp_path):
     warm = Encoder(refuse, "warm", weights=cold.weights, max_length=512, dim=32, about=cold.about, cache=tmp_path)
     assert warm.fingerprint == cold.fingerprint
     assert (warm.encode_passages(sample) == first[:10]).all() and warm.stats["cached"] == 10
+
+
+def test_texts_that_are_cut_are_counted_cold_and_warm(checkpoints, tmp_path):
+    folder = checkpoints["facebook/contriever"]
+    encoder = load_encoder(folder, cache=tmp_path, max_length=8)
+    fits = next(t for t in (" ".join(["array"] * k) for k in range(1, 9)) if len(encoder.model.tokenizer(t)["input_ids"]) == 8) # fills the length, and is whole
+    sample = [fits, fits + " array", "array"]
+    cold = encoder.encode_passages(sample)
+    assert encoder.stats["truncated"] == 1 and (cold[0] == cold[1]).all()
+    warm = load_encoder(folder, cache=tmp_path, max_length=8)
+    assert warm.encode_passages(sample).tobytes() == cold.tobytes() and warm.stats == dict(texts=3, distinct=3, cached=3, encoded=0, truncated=1)
+    warm.encode_passages([*sample, fits + " sort"])
+    assert warm.stats["encoded"] == 1 and warm.stats["truncated"] == 2
+    (found,) = cache_verify(tmp_path)
+    assert (found.good, found.bad) == (4, 0), "the mark is no damage"
+    glove = load_encoder("glove", cache=tmp_path, max_length=4)
+    for encoded in (3, 0):
+        glove.encode_passages(["one two three four", "one two three four five", "one"])
+        assert glove.stats["truncated"] == 1 and glove.stats["encoded"] == encoded
 
 
 def test_prompt_and_text_are_kept_apart_in_the_cache(checkpoints, tmp_path):
