@@ -209,16 +209,19 @@ def compare_pairs(
     draws: np.ndarray, # (B, S) draws of the same resamples, corrected by `correct_draws`
     pairs: Iterable[tuple[str, str]] | None = None, # The family of comparisons; None: all pairs
     alpha: float = 0.05, # Level of significance, and 1 - coverage of the intervals
+    units: int | None = None, # Queries (or blocks) that were drawn again: no p is below 2^(1 - units), the least of a sign test over them; None: not looked at
 ) -> "pd.DataFrame": # One row per pair, the higher score first: a, b, difference, lo, hi, p, p_holm, significant
     "Paired bootstrap comparison of sources with Holm's correction over the family. [ours]"
     import pandas as pd
     at, rows = {n: i for i, n in enumerate(names)}, []
     for a, b in combinations(names, 2) if pairs is None else pairs:
         a, b = sorted((a, b), key=lambda n: (-estimates[at[n]], n))
-        d = draws[:, at[a]] - draws[:, at[b]]
+        difference, d = estimates[at[a]] - estimates[at[b]], draws[:, at[a]] - draws[:, at[b]]
+        # sources of the same rows differ by what their sums are rounded to, which is no difference
+        if max(abs(difference), np.abs(d).max(initial=0)) <= 1e-9 * max(abs(estimates[at[a]]), abs(estimates[at[b]])): difference, d = 0.0, np.zeros_like(d)
         lo, hi = interval(d, alpha)
-        p = min(1.0, 2 * (1 + min((d <= 0).sum(), (d >= 0).sum())) / (len(d) + 1))
-        rows.append(dict(a=a, b=b, difference=estimates[at[a]] - estimates[at[b]], lo=lo, hi=hi, p=p))
+        p = min(1.0, max(2 * (1 + min((d <= 0).sum(), (d >= 0).sum())) / (len(d) + 1), 0.0 if units is None else 2.0 ** (1 - units)))
+        rows.append(dict(a=a, b=b, difference=difference, lo=lo, hi=hi, p=p))
     frame = pd.DataFrame(rows, columns=["a", "b", "difference", "lo", "hi", "p"])
     frame["p_holm"] = holm(frame["p"]) if len(frame) else np.empty(0)
     frame["significant"] = (frame["p_holm"] < alpha) & (frame["difference"] != 0)

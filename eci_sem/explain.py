@@ -6,7 +6,7 @@
 __all__ = ['split_difference', 'Explanation', 'explain', 'Examples', 'examples', 'advice']
 
 # %% ../nbs/06d_explain.ipynb #32fcd4f4
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import factorial, floor
 from textwrap import shorten
@@ -78,7 +78,7 @@ class _Words(NamedTuple):
 
 _PARTS = dict(consistency=_Words("a", "the encoder is surer that its labels are right", "the encoder is less sure that its labels are right"), locality=_Words("l", "its negatives come nearer the query", "its negatives stay farther from the query"),
     product=_Words("u", "more of its triples lie where the margin counts", "fewer of its triples lie where the margin counts"), residuality=_Words("rho", "its negatives repeat less of the query's wording", "its negatives repeat more of the query's wording"),
-    residual=_Words("|r|^2", "its negatives hold more that the positive does not explain", "its negatives hold less that the positive does not explain"), diversity=_Words("score - trace", "its residuals repeat fewer directions", "its residuals repeat more directions"))
+    residual=_Words("|r|^2", "its negatives hold more that the positive does not explain", "its negatives hold less that the positive does not explain"), diversity=_Words("score - trace", "the concave score takes less from its trace", "the concave score takes more from its trace"))
 
 @dataclass(eq=False, repr=False)
 class Explanation:
@@ -290,6 +290,7 @@ def _standing(ranking: Ranking, metric: str, power: float) -> tuple[str, list[st
     p, x, label = ranking.provenance, *METRICS[metric]
     t = ranking.table[ranking.table["kind"] != "control"]
     order = sorted(t.index, key=lambda s: (-t.loc[s, x + "value"], s))
+    if not order: return "The triples hold no source but the control: there is nothing to choose between.", []
     lead, n = order[0], p["queries"]
     others = lambda names: _listed(names) if len(names) < 4 else f"the other {len(names)} candidates"
     if len(order) == 1: return f"{lead} is the only candidate: there is nothing to choose between.", order
@@ -312,20 +313,32 @@ def _standing(ranking: Ranking, metric: str, power: float) -> tuple[str, list[st
     rest = [s for s in order[1:] if s not in tied]
     return text + (f" {lead} is significantly above {others(rest)}." if rest else ""), [lead, *tied[:2]]
 
-def _against_control(ranking: Ranking, metric: str) -> str:
+def _against_control(ranking: Ranking, metric: str) -> tuple[str, list[str]]:
+    # (a sentence, the control where a candidate is not above it)
     control = ranking.table.index[ranking.table["kind"] == "control"]
-    if not len(control): return "No control was scored: with a random source among the triples, the table would show what chance gets."
+    if not len(control): return "No control was scored: with a random source among the triples, the table would show what chance gets.", []
     own, candidates = ranking.pairs[(ranking.pairs["metric"] == metric) & (ranking.pairs["family"] == "control")], [s for s in ranking.table.index if s not in control]
+    if not candidates or len(ranking.draws[metric]) < floor(2 * len(own) / ranking.provenance["alpha"]): return "", [] # nothing could be told
     above, below = (set(own[own["significant"]][side]) for side in "ab")
     rest = [s for s in candidates if s not in above]
-    if not rest: return f"Every candidate is significantly above the control {control[0]}."
+    if not rest: return f"Every candidate is significantly above the control {control[0]}.", []
     under = f" ({'all' if len(u) == len(candidates) > 1 else _listed(u)} significantly below it)" if (u := [s for s in candidates if s in below]) else ""
-    if len(rest) < len(candidates): return f"Not significantly above the control {control[0]}: {_listed(rest)}{under}."
-    return f"No candidate is significantly above the control {control[0]}{under}: with this encoder the score does not tell mined negatives from chance."
+    if len(rest) < len(candidates): return f"Not significantly above the control {control[0]}: {_listed(rest)}{under}.", [control[0]]
+    return f"No candidate is significantly above the control {control[0]}{under}: by this score random passages are as good as any of them or better, and only training can say whether they are.", [control[0]]
 
-def _evidence(metric: str, further: list[str]) -> str:
+def _other(ranking: Ranking, metric: str) -> str:
+    # what the other score has first, where it is another source
+    found = []
+    for m in (m for m in ranking.metrics if m != metric):
+        lead, other = (ranking.table[ranking.table["kind"] != "control"][METRICS[k][0] + "value"].idxmax() for k in (metric, m))
+        if lead != other: found.append(f"By {METRICS[m][1]} {other} is highest.")
+    return " ".join(found)
+
+def _evidence(metric: str, further: list[str], pools: Iterable[str]) -> str:
     found, label = recommendation(), METRICS[metric][1]
-    then = f"fine-tune on {_listed(further)} and compare downstream before choosing" if len(further) > 1 else "evaluate downstream before relying on it"
+    pooled = [s for s in further if s in pools]
+    what = f" ({_listed(pooled)}: the negatives of both, pooled)" if pooled else ""
+    then = f"fine-tune on {_listed(further)}{what} and compare downstream before choosing" if len(further) > 1 else "evaluate downstream before relying on it"
     of = (found or {}).get("evidence", {}).get(label)
     if not of: return f"No result of the confirmation runs says how far {label} foresees the order after training: {then}."
     agreed = f"in the confirmation runs ({', '.join(found['cells'])}) the order by {label} agreed with the order after training by Kendall's tau-b {of['tau']:.2f} [{of['lo']:.2f}, {of['hi']:.2f}]"
@@ -342,4 +355,7 @@ def advice(
     if metric not in ranking.metrics: raise unknown_name("metric of this ranking", metric, ranking.metrics)
     _level(1 - ranking.provenance["alpha"], power)
     standing, further = _standing(ranking, metric, power)
-    return " ".join([standing, _against_control(ranking, metric), _evidence(metric, further)])
+    if not further: return standing
+    control, too = _against_control(ranking, metric)
+    mind = f"Mind the {n} caution{'s' * (n > 1)} under the table." if (n := len(ranking.provenance.get("cautions", []))) else ""
+    return " ".join(filter(None, [standing, control, _other(ranking, metric), _evidence(metric, further + too, ranking.pools), mind]))

@@ -204,7 +204,9 @@ def queries_needed(
                 if s not in values: raise unknown_name("source of the pilot", s, list(values))
             if len(set(pair)) != 2: raise InputError(f"a pair needs two different sources, got {pair!r}.")
             a, b = sorted(pair, key=lambda s: (-score[s], s))
-            found.append((a, b, score[a] - score[b], float((values[a] - values[b]).std(ddof=1)) * (n0 / np.sqrt(n0 - 1) if drawn else 1)))
+            difference, sd = score[a] - score[b], float((values[a] - values[b]).std(ddof=1)) * (n0 / np.sqrt(n0 - 1) if drawn else 1)
+            # sources of the same rows differ by what their sums are rounded to
+            found.append((a, b, difference, sd) if max(difference, sd) > 1e-9 * max(abs(score[a]), abs(score[b])) else (a, b, 0.0, 0.0))
         effect = lambda f: f[2] / f[3] if f[3] > 0 else np.inf if f[2] > 0 else 0.0
         before, apart = np.zeros(3), True
         for k, f in enumerate(found := sorted(found, key=lambda f: (-effect(f), f[:2]))):

@@ -291,9 +291,11 @@ class _Scorer:
         self.config, self.rho, self.penalty, self.seen = config, rho, penalty, {}
         asked, (self.qi,) = t.distinct("query")
         passages, (self.pi, self.ni) = t.distinct("positive", "negative")
-        self.Q, self.P = np.asarray(encoder.encode_queries(asked, **option)), np.asarray(encoder.encode_passages(passages, **option))
+        cut = lambda: getattr(encoder, "stats", {}).get("truncated", 0)
+        self.Q, cut_queries = np.asarray(encoder.encode_queries(asked, **option)), cut()
+        self.P, self.cut = np.asarray(encoder.encode_passages(passages, **option)), dict(queries=(cut_queries, len(asked)), passages=(cut(), len(passages)))
         for what, x, n in (("queries", self.Q, len(asked)), ("passages", self.P, len(passages))):
-            if x.ndim != 2 or x.shape != (n, self.Q.shape[-1]): raise InputError(f"the encoder gave {what} of shape {x.shape}, expected ({n}, {self.Q.shape[-1]}): one vector per text, of one length for queries and passages.")
+            if x.ndim != 2 or x.shape != (n, self.Q.shape[-1]): raise InputError(f"the encoder gave {what} of shape {x.shape}, expected ({n}, {self.Q.shape[1] if self.Q.ndim == 2 else 'd'}): one vector per text, of one length for queries and passages.")
         self.dim = self.P.shape[1]
         self.gain, self.calibrated = config.gain_for(self.dim), config.consistency == "calibrated"
         self.mean = mean_vector(self.P[np.unique(self.pi)]) if net or config.space == "centred" else None
@@ -354,12 +356,12 @@ def _resample(plan: _Plan, scorer: _Scorer, metric: str, unit: np.ndarray, count
         if d.any() and found[a].bound + found[b].bound > 1e-3 * d.std(): again |= {n for n in (a, b) if found[n].bound > 0}
     return found | {name: score(name, "exact") for name in sorted(again)}
 
-def _compare(names: list[str], kinds: dict[str, str], estimates: np.ndarray, draws: np.ndarray, bias: np.ndarray, alpha: float) -> tuple[dict[str, Any], "pd.DataFrame"]:
+def _compare(names: list[str], kinds: dict[str, str], estimates: np.ndarray, draws: np.ndarray, bias: np.ndarray, alpha: float, units: int) -> tuple[dict[str, Any], "pd.DataFrame"]:
     # (columns of the table, pairs) of one metric
     import pandas as pd
     candidates, controls = [n for n in names if kinds[n] != "control"], [n for n in names if kinds[n] == "control"]
     families = dict(candidates=combinations(candidates, 2), control=[(c, n) for c in controls for n in candidates])
-    pairs = pd.concat([compare_pairs(names, estimates, draws, of, alpha).assign(family=f) for f, of in families.items()], ignore_index=True)
+    pairs = pd.concat([compare_pairs(names, estimates, draws, of, alpha, units).assign(family=f) for f, of in families.items()], ignore_index=True)
     own = pairs[pairs["family"] == "candidates"]
     rank, with_control = ranks(candidates, own), ranks(names, pairs)
     in_kind = {n: r for k in ("source", "hybrid") for n, r in ranks([n for n in candidates if kinds[n] == k], own).items()}
@@ -389,6 +391,7 @@ def _notes(r: Ranking) -> list[str]:
     how = "percentile" if p["gain"] <= 1 else "basic, since the score is biased by the number of triples: compare equal numbers only"
     notes.append(f"Intervals: {100 * (1 - p['alpha']):g}% bootstrap over queries ({how}), seed {p['seed']}. Rank: 1 plus the sources significantly above (paired, Holm over {family} pairs); sources that share a letter do not differ significantly. Of parts: the mean of a hybrid's parts on its own rows.")
     if family and 2 * family >= p["alpha"] * (p["resamples"] + 1): notes.append(f"With {p['resamples']:,} resamples no difference among {family} pairs can be significant at {p['alpha']:g}: more than {2 * family / p['alpha'] - 1:,.0f} are needed.")
+    notes += p.get("cautions", [])
     notes.append("ECI_sem: names of the factors [paper], their forms [ours]." + (" ECI_net: [ours]." if "eci_net" in r.metrics else ""))
     if p.get("recommendation"): notes.append(p["recommendation"])
     if p["encoder"].get("dtype_check"): notes.append(p["encoder"]["dtype_check"])
@@ -398,7 +401,7 @@ def _notes(r: Ranking) -> list[str]:
         for m in r.metrics:
             x, own = METRICS[m][0], r.pairs[(r.pairs["metric"] == m) & (r.pairs["family"] == "control") & r.pairs["significant"]]
             notes.append(f"Control {s!r} in {METRICS[m][1]}: place {t.loc[s, x + 'place']} of {candidates + 1} by score [{t.loc[s, x + 'place_lo']}, {t.loc[s, x + 'place_hi']}], significantly below {(own['b'] == s).sum()} and above {(own['a'] == s).sum()} of {candidates} candidates; it would rank ({t.loc[s, x + 'stands']}).")
-    if p["control"] is not None and p["control"] not in t.index: notes.append(f"No source {p['control']!r} in these triples: no control was scored.")
+    if p["control"] is not None and p["control"] not in t.index: notes.append(f"No source {p['control']!r} in these triples: no control was scored." + (f" If {meant[0]!r} is one, say so: control={meant[0]!r} (on the command line: --control {meant[0]})." if (meant := [s for s in t.index if p["control"].lower() in s.lower() and t.loc[s, "kind"] == "source"]) else ""))
     return [*notes, "Dropped rows: " + ("; ".join(f"{s}: " + ", ".join(f"{n:,} {why}" for why, n in zip(g["reason"], g["rows"])) for s, g in r.dropped.groupby("source")) or "none") + "."]
 
 # %% ../nbs/06_rank.ipynb #5520f439
@@ -421,13 +424,12 @@ def _check_arguments(triples: Any, collection: Any, control: Any, config: Any, m
 def _on(engine: str, address: str | None, encoder: Any) -> Iterator[Any]:
     "The encoder, or its stand-in whose texts are encoded on a cluster."
     if engine == "local":
-        if isinstance(encoder, (str, Path)): yield import_module("eci_sem.encoders").load_encoder(encoder); return
-        yield encoder() if isinstance(encoder, type) or callable(encoder) and not hasattr(encoder, "encode_queries") else encoder; return
+        yield import_module("eci_sem.checks").as_encoder(encoder); return
     with import_module("eci_sem.cluster").cluster_encoder(encoder, address) as remote: yield remote # a module that stands above this one
 
 def rank_sources(
     triples: Triples, # All sources in one table
-    encoder: Any, # The frozen target encoder: an Encoder, a name for `load_encoder`, or a function that makes one; with engine "ray" a name or function is followed in the actors, which choose the device
+    encoder: Any, # The frozen target encoder: an Encoder, a name for `load_encoder`, a SentenceTransformer, any object with encode_queries and encode_passages, or a function that makes one; with engine "ray" a name or function is followed in the actors, which choose the device
     *,
     collection: Collection | None = None, # Says what is relevant, and is the IDF corpus; None: the triples' own positives
     hybrids: str | Sequence[Sequence[str]] | None = "pairs", # "pairs": balanced pools of every two sources but the control; a list such as [("bm25", "llm")]; or None
@@ -489,7 +491,7 @@ def rank_sources(
         found = _resample(plan, scorer, m, unit, counts, packed)
         values = table[METRICS[m][0] + "value"].to_numpy()
         corrected, bias = correct_draws(values, np.stack([found[n].values for n in names], 1), scorer.gain)
-        columns, of_metric = _compare(names, plan.kinds, values, corrected, bias, alpha)
+        columns, of_metric = _compare(names, plan.kinds, values, corrected, bias, alpha, units)
         for c, x in columns.items(): table[METRICS[m][0] + c] = x
         pairs.append(of_metric.assign(metric=m)); draws[m] = pd.DataFrame(corrected, columns=names)
         paths[m] = {n: dict(path=r.path, bound=r.bound) for n, r in found.items()}
@@ -508,6 +510,7 @@ def rank_sources(
         versions=dict(python=sys.version.split()[0], **{p: version(p) for p in ("eci_sem", "numpy", "scipy", "pandas", "pyarrow")}))
     pairs = pd.concat(pairs, ignore_index=True)[["metric", "family", "a", "b", "difference", "lo", "hi", "p", "p_holm", "significant"]]
     if check: provenance["encoder"]["dtype_check"] = check.note(table)
+    provenance["cautions"] = import_module("eci_sem.cautions").cautions({s: r for s, r in plan.rows.items() if s not in plan.parts}, plan.query, scorer.pi, scorer.ni, scorer.P, scorer.cut, plan.dropped, plan.queries) # a module that stands above this one
     ranking = Ranking(table, pairs, draws, dropped, lengths, tidy, spectra, provenance, pools={n: place[plan.rows[n]] for n in plan.parts})
     ranking.notes = _notes(ranking)
     return ranking

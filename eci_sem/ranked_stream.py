@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .bootstrap import BLOCKS, correct_draws, resample_counts
-from .checks import FileReport, _in_all, _isin, _Lengths, _Unique, check_file
+from .checks import FileReport, _in_all, _isin, _Lengths, _Unique, as_encoder, check_file
 from .collection import Collection, InputError, existing
 from .encoders import Encoder, asked_fast, sampled_queries
 from .formats import _FileSources
@@ -95,7 +95,7 @@ def compare_sums(
     first = next(iter(sums.values()))
     counts = resample_counts(first.blocks, resamples, seed)
     draws, bias = correct_draws(values, np.stack([a.block_scores(counts) for a in sums.values()], 1), first.config.gain_for(first.dim))
-    return *_compare(list(sums), kinds, values, draws, bias, alpha), draws
+    return *_compare(list(sums), kinds, values, draws, bias, alpha, first.blocks), draws
 
 def _checked(config: ECIConfig | None, **options: Any) -> ECIConfig:
     "What can be refused before any walk."
@@ -205,7 +205,7 @@ def rank_files(
     for file in map(Path, files):
         report = _sound(file, collection, reading or {})
         reports.append((report, named.name(file, report.sources)))
-    if not hasattr(encoder, "encode_queries"): encoder = encoder() # what is wrong with the files is told first
+    encoder = as_encoder(encoder) # what is wrong with the files is told first
     tokenizer = get_tokenizer(tokenizer, encoder)
     def batches() -> Iterator[Triples]:
         for report, name in reports: yield from _clean(report, name)

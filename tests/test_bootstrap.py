@@ -205,6 +205,25 @@ def test_equal_sources_differ_by_exactly_zero():
     assert (row.a, row.b, row.difference, row.lo, row.hi, row.p, row.significant) == ("x", "y", 0, 0, 0, 1, False)
 
 
+def test_few_queries_bound_the_p():
+    "Every draw lies above 0, but two queries have three samples: p is at least 2^(1 - n)."
+    draws = np.linspace(1, 2, 1000)[:, None] * np.array([1.0, 0.5, 0.25])
+    alone = compare_pairs("abc", [1.5, 0.75, 0.375], draws)
+    assert alone["significant"].all() and (alone["p"] == 2 / 1001).all()
+    for units, least, told in ((2, 0.5, False), (6, 1 / 32, False), (7, 1 / 64, True), (15, 2 / 1001, True)):
+        found = compare_pairs("abc", [1.5, 0.75, 0.375], draws, units=units)
+        assert (found["p"] == max(least, 2 / 1001)).all() and (found["significant"] == told).all(), units
+
+
+def test_rounding_is_no_difference():
+    draws = np.random.default_rng(0).normal(2, 0.1, size=(500, 1)) * np.ones(2)
+    draws[:, 1] += 1e-16
+    row = compare_pairs("ab", [2.0, 2.0 + 4e-16], draws).iloc[0]
+    assert row["difference"] == row["lo"] == row["hi"] == 0 and row["p"] == 1 and not row["significant"]
+    draws[:, 1] += 1e-6 # small and real
+    assert compare_pairs("ab", [2.0, 2.000001], draws).iloc[0]["significant"]
+
+
 def test_pairing_sees_what_separate_intervals_do_not():
     rng = np.random.default_rng(0)
     common = rng.normal(size=(2000, 1))

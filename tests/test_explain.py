@@ -365,7 +365,7 @@ def test_a_clear_first():
 def test_several_ties_and_the_rest():
     text = advice(stub(dict(a=1.1, b=1.05, c=1.0, d=0.2), 1.0, control=1.0))
     assert text.startswith("a is highest by ECI_sem, but can't be told apart from 2 others at n = 200 (b: about ") and "; c: about " in text and " a is significantly above d. No candidate" in text
-    assert "No candidate is significantly above the control random (d significantly below it): with this encoder the score does not tell mined negatives from chance." in text
+    assert "No candidate is significantly above the control random (d significantly below it): by this score random passages are as good as any of them or better, and only training can say whether they are." in text and "So fine-tune on a, b, c and random and compare" in text
     many = advice(stub({s: 1.0 + i / 1000 for i, s in enumerate("abcdefg")}, 1.0, control=0.0))
     assert "can't be told apart from 6 others" in many and "; and 3 more)" in many and "Every candidate is significantly above the control random." in many
 
@@ -373,7 +373,7 @@ def test_several_ties_and_the_rest():
 def test_some_above_the_control():
     text = advice(stub(dict(a=3.0, b=2.0, c=1.0), 1.0, control=2.0))
     assert "Not significantly above the control random: b and c (c significantly below it)." in text
-    assert "No candidate is significantly above the control random (all significantly below it): with" in advice(stub(dict(a=2.0, b=1.0), 1.0, control=3.0))
+    assert "No candidate is significantly above the control random (all significantly below it): by" in advice(stub(dict(a=2.0, b=1.0), 1.0, control=3.0))
 
 
 def test_too_few_resamples_are_not_blamed_on_the_queries():
@@ -397,6 +397,24 @@ def test_equal_scores_and_close_calls():
     close.pairs["significant"] = False
     assert advice(close).startswith("a and b can't be told apart by ECI_sem at n = 200; about 88 queries would (80% power; the difference's interval allows 41 to 310), so it is close.")
     assert advice(stub(dict(a=1.0), 1.0, control=0.0)).startswith("a is the only candidate: there is nothing to choose between. Every candidate is significantly above the control random.")
+
+
+def test_pools_the_other_score_and_cautions_are_told():
+    r = stub({"x+y": 2.0, "x": 1.0}, 1.0, control=5.0)
+    r.table["net_value"], r.draws["eci_net"], r.pools = [0.1, 0.3, 0.9], r.draws["eci_sem"], {"x+y": np.arange(2)}
+    r.provenance["cautions"] = ["Caution: a", "Caution: b"]
+    text = advice(r)
+    assert " By ECI_net x is highest. " in text and "So fine-tune on x+y, x and random (x+y: the negatives of both, pooled) and compare downstream" in text and text.endswith("Mind the 2 cautions under the table.")
+    r.table["net_value"] = [0.4, 0.3, 0.9]
+    r.provenance["cautions"] = ["Caution: a"]
+    assert "By ECI_net" not in advice(r) and advice(r).endswith("Mind the 1 caution under the table.")
+
+
+def test_nothing_but_the_control_and_too_few_resamples_for_it():
+    assert advice(stub({}, 1.0, control=0.1)) == "The triples hold no source but the control: there is nothing to choose between."
+    r = stub(dict(a=3.0, b=2.0, c=1.0), 0.01, control=9.0)
+    r.draws = {"eci_sem": r.draws["eci_sem"].iloc[:20]}
+    assert "control" not in advice(r) and "random" not in advice(r)
 
 
 def test_what_the_confirmation_says(monkeypatch):
