@@ -209,7 +209,7 @@ class FileReport:
         if covered:
             self.shared, self.queries = len(_in_all(covered.values())), len(np.unique(np.concatenate(list(covered.values()))))
         self.lengths = {s: {c: [lengths[s, c].quantile(x) for x in (0.1, 0.5, 0.9, 1)] for c in TEXT_COLUMNS} for s in self.sources}
-        self._known, self._known_ids = known.merge(), known_ids.merge()
+        self._known = known.merge(), known_ids.merge() # of several files that are one set of triples: those of all of them
         keys = np.concatenate(rows) if rows else np.zeros(0, np.uint64)
         rows.clear(); keys.sort()
         self._repeated = np.unique(keys[1:][keys[1:] == keys[:-1]])
@@ -223,7 +223,7 @@ class FileReport:
         for t in self._open(rejected, "checking"):
             kind, keys = np.full(len(t), len(CHECKS)), _Keys(t)
             for name, rows in t.check(self.collection).found.items(): kind[rows] = CHECKS.index(name)
-            known = _isin(keys.asked, self._known) | _isin(keys.asked_id, self._known_ids)
+            known = _isin(keys.asked, self._known[0]) | _isin(keys.asked_id, self._known[1])
             kind[known] = np.minimum(kind[known], _RELEVANT)
             again = np.flatnonzero(_isin(keys.row, self._repeated))
             if len(again):
@@ -325,6 +325,14 @@ def _margins(t: Triples, encoder: Encoder) -> np.ndarray: # (N,): q.p - q.n
     q, p = encoder.encode_queries(queries, progress=False)[query].astype(np.float64), encoder.encode_passages(passages, progress=False)
     return np.vecdot(q, p[positive].astype(np.float64)) - np.vecdot(q, p[negative].astype(np.float64))
 
+def _first_look(path: str | Path, collection: Collection | None = None, *, source: str | None = None, batch: int = _BATCH, **options: Any) -> FileReport: # what the first walk tells: enough for `clean_batches`
+    report = FileReport(Path(path), dict(options, source=source), collection, batch)
+    report._first_walk()
+    return report
+
+def _merge_known(left: tuple[np.ndarray, np.ndarray], right: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]: # labelled pairs, by text and by id
+    return tuple(np.union1d(a, b) for a, b in zip(left, right))
+
 def check_file(
     path: str | Path, # A file or folder that `Triples.read` takes
     encoder: Encoder | None = None, # Finds likely false negatives by their margin; None: not looked for
@@ -341,7 +349,6 @@ def check_file(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1: raise InputError(f"{name} is {value!r}, expected a whole number of at least 1.")
     if encoder is not None: encoder = as_encoder(encoder)
     if collection is not None and not isinstance(collection, Collection): raise InputError(f"collection is {type(collection).__name__}, expected a Collection, e.g. load_beir(folder).")
-    report = FileReport(Path(path), dict(options, source=source), collection, batch)
-    report._first_walk()
+    report = _first_look(path, collection, source=source, batch=batch, **options)
     if not report.problem: report._second_walk(encoder, margin_rows, examples)
     return report

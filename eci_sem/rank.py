@@ -456,7 +456,7 @@ def rank_sources(
     from importlib.metadata import version
     from eci_sem.lexical import IDF, get_tokenizer, lexical_residuality
     check_engine(engine, address)
-    if engine == "ray": import_module("eci_sem.cluster").need_ray()
+    if engine == "ray": import_module("eci_sem.connection").need_ray()
     metrics, seconds, started = [metrics] if isinstance(metrics, str) else list(metrics), {}, [time.perf_counter()]
     advice = recommendation()
     if order is None: order = next((m for m in metrics if advice and METRICS.get(m, ("", ""))[1] == advice["score"]), "eci_sem")

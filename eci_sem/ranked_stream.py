@@ -10,13 +10,14 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .bootstrap import BLOCKS, correct_draws, resample_counts
-from .checks import FileReport, _in_all, _isin, _Lengths, _Unique, as_encoder, check_file
+from .bootstrap import BLOCKS, block_scores, correct_draws, resample_counts
+from .checks import FileReport, _in_all, _isin, _Lengths, _Unique, _first_look, _merge_known, as_encoder
 from .collection import Collection, InputError, existing
 from .encoders import Encoder, asked_fast, sampled_queries
 from .formats import _FileSources
@@ -94,7 +95,8 @@ def compare_sums(
     "Intervals, ranks and ties from the sums of query blocks, without a triple. [ours]"
     first = next(iter(sums.values()))
     counts = resample_counts(first.blocks, resamples, seed)
-    draws, bias = correct_draws(values, np.stack([a.block_scores(counts) for a in sums.values()], 1), first.config.gain_for(first.dim))
+    gain = first.config.gain_for(first.dim)
+    draws, bias = correct_draws(values, np.stack([block_scores(a.block_totals, a.block_counts, counts, a.dim, gain) for a in sums.values()], 1), gain)
     return *_compare(list(sums), kinds, values, draws, bias, alpha, first.blocks), draws
 
 def _checked(config: ECIConfig | None, **options: Any) -> ECIConfig:
@@ -178,7 +180,7 @@ def rank_stream(
 
 # %% ../nbs/06e_ranked_stream.ipynb #6e51ab0b
 def _sound(file: Path, collection: Collection | None, reading: dict[str, Any]) -> FileReport:
-    report = check_file(file, collection=collection, **reading)
+    report = _first_look(file, collection, **reading)
     if report.problem: raise InputError(report.problem)
     if report.bad_lines: raise InputError(f"{report.lines[0][1]} ({report.bad_lines:,} such in all; eci-sem check --clean leaves them out.)")
     return report
@@ -193,7 +195,7 @@ def rank_files(
     encoder: Encoder | Callable[[], Encoder], # Frozen target encoder, or what loads one: called when the files are found good
     config: ECIConfig | None = None, # Factors by name; None: the defaults
     *,
-    collection: Collection | None = None, # Says what is relevant, and is the IDF corpus; None: the files' own positives
+    collection: Collection | None = None, # Says what is relevant, and is the IDF corpus; None: the positives of all files
     tokenizer: str | Tokenizer = "word", # Of the lexical overlap
     reading: dict[str, Any] | None = None, # corpus, queries, qrels, depth, judged_only, format: as for `Triples.read`
     **options: Any, # As for `rank_stream`
@@ -205,6 +207,8 @@ def rank_files(
     for file in map(Path, files):
         report = _sound(file, collection, reading or {})
         reports.append((report, named.name(file, report.sources)))
+    known = reduce(_merge_known, (report._known for report, _ in reports)) # a positive of one file is no negative in another
+    for report, _ in reports: report._known = known
     encoder = as_encoder(encoder) # what is wrong with the files is told first
     tokenizer = get_tokenizer(tokenizer, encoder)
     def batches() -> Iterator[Triples]:

@@ -256,3 +256,20 @@ def test_two_sources_share_a_letter_exactly_if_they_do_not_differ(n, seed, share
     found = letters(names, significant(*differ))
     assert all(found.values())
     for a, b in combinations(names, 2): assert ((a, b) in differ) == (not set(found[a]) & set(found[b]))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 5), st.sampled_from([1.0, 7.0]))
+def test_block_sums_give_the_scores_of_their_rows(dim, blocks, seed, gain):
+    "Against the Accumulator's own way and the rows themselves; with more resamples than are formed at once."
+    from eci_sem import bootstrap as B
+    rng = np.random.default_rng(seed)
+    X, block = rng.normal(size=(3 * blocks, dim)), np.arange(3 * blocks) % blocks
+    upper = np.triu_indices(dim)
+    totals = np.stack([(X[block == b].T @ X[block == b])[upper] for b in range(blocks)])
+    counts = resample_counts(blocks, 20, seed)
+    got = B.block_scores(totals, np.bincount(block, minlength=blocks), counts, dim, gain)
+    assert np.allclose(got, logdet_from_rows(X, counts[:, block], gain), rtol=1e-9, atol=1e-12)
+    before, B.at_once = B.at_once, lambda d: 3
+    try: assert np.allclose(B.block_scores(totals, np.bincount(block, minlength=blocks), counts, dim, gain), got, rtol=1e-13)
+    finally: B.at_once = before

@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 import time
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eci_sem import cluster as C
-from eci_sem.checks import check_file
+from eci_sem import connection as K
+from eci_sem.checks import _merge_known, check_file
 from eci_sem.cluster import rank_cluster, score_cluster
 from eci_sem.collection import Collection, InputError
 from eci_sem.encoders import Encoder, load_encoder
@@ -77,12 +78,7 @@ def ray(tmp_path_factory):
     from ray import cloudpickle
     cloudpickle.register_pickle_by_value(sys.modules[__name__]) # the workers can't import the tests
     given = os.environ.get("ECI_SEM_TEST_RAY")
-    with ExitStack() as stack:
-        try: found = stack.enter_context(C.connected(given, None if given else 3))
-        except InputError as e:
-            if given or "Ray does not start on this machine" not in str(e): raise
-            pytest.skip(str(e)) # sockets or shared memory that a sandbox does not give
-        yield found
+    with C.connected(given, None if given else 3) as found: yield found # where it does not start, nothing of it is tested, which is a failure
 
 
 @pytest.fixture
@@ -195,11 +191,11 @@ def test_a_worker_without_any_memory_stops_the_job(ray, shards):
 
 def test_what_ray_raises_is_told_in_plain_words():
     exceptions = pytest.importorskip("ray").exceptions
-    assert str(C._explained(exceptions.OutOfMemoryError("x"), "a.jsonl")).startswith("a.jsonl: a worker ran out of memory; give a smaller batch=")
-    assert str(C._explained(exceptions.WorkerCrashedError(), "a.jsonl")).startswith("a.jsonl: a worker died, and its replacements too (3 tries; WorkerCrashedError)")
-    assert str(C._explained(exceptions.RayTaskError("f", "trace", InputError("b.jsonl:3: bad")), "a")) == "b.jsonl:3: bad"
+    assert str(K._explained(exceptions.OutOfMemoryError("x"), "a.jsonl")).startswith("a.jsonl: a worker ran out of memory; give a smaller batch=")
+    assert str(K._explained(exceptions.WorkerCrashedError(), "a.jsonl")).startswith("a.jsonl: a worker died, and its replacements too (3 tries; WorkerCrashedError)")
+    assert str(K._explained(exceptions.RayTaskError("f", "trace", InputError("b.jsonl:3: bad")), "a")) == "b.jsonl:3: bad"
     other = KeyError("x")
-    assert C._explained(exceptions.RayTaskError("f", "trace", other), "a") is other
+    assert K._explained(exceptions.RayTaskError("f", "trace", other), "a") is other
 
 
 def test_a_bad_shard_stops_the_job_and_is_named(ray, shards):
@@ -250,7 +246,7 @@ def test_a_worker_without_memory_for_a_shard_does_not_call_it_damaged(shards, mo
     def full(self, *_, **__): raise pa.ArrowMemoryError("malloc of size 268435456 failed")
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", full)
     shard = Shard(str(shards[1][0]), str(shards[1][0]))
-    for task in (lambda: C._count_shard(shard, [], [], dict(reading={})), lambda: C._cover_shard(shard, dict(reading={}, collection=None, named=C._FileSources([shard.name]), seed=0))):
+    for task in (lambda: C._count_shard(shard, [], [], dict(reading={})), lambda: C._look_shard(shard, dict(reading={}, collection=None, named=C._FileSources([shard.name]), seed=0))):
         with pytest.raises(InputError, match=r"0\.parquet: a worker ran out of memory; give a smaller batch="): task()
 
 
@@ -296,7 +292,7 @@ def test_what_a_cluster_left_running_is_ended_and_nothing_else(tmp_path):
     wait = "import sys, time; time.sleep(60)"
     ours, other = (subprocess.Popen([sys.executable, "-c", wait, f"--dir={tmp_path / name}/session"]) for name in ("eciabc", "other"))
     try:
-        C._end(str(tmp_path / "eciabc"))
+        K._end(str(tmp_path / "eciabc"))
         assert ours.wait(20) == -signal.SIGKILL and other.poll() is None
     finally:
         for p in (ours, other): p.kill(); p.wait()
@@ -349,7 +345,10 @@ def uneven(tmp_path):
     return Triples.from_rows(rows), split(Triples.from_rows(rows), tmp_path, *NAMES), tmp_path
 
 
-def checked(files): return lambda: (t for f in files for t in check_file(f).clean_batches())
+def checked(files):
+    reports = [check_file(f) for f in files]
+    for r in reports: r._known = reduce(_merge_known, [x._known for x in reports[1:]], reports[0]._known) if r is reports[0] else reports[0]._known
+    return lambda: (t for r in reports for t in r.clean_batches())
 
 
 def test_shards_are_ranked_as_a_stream_is(ray, uneven, monkeypatch):
@@ -387,6 +386,75 @@ def test_files_without_sources_go_by_their_names_and_a_collection_judges(ray, tm
     local = rank_files(files, Digests(), **options)
     ranks_as(rank_cluster(files, Digests, workers=2, **options), local)
     assert set(local.table.index) == {"a", "b"} and len(local.dropped)
+
+
+def test_a_positive_of_one_shard_is_no_negative_in_another(ray, tmp_path):
+    rows = [dict(query=f"query {i}", positive=f"answer {i} {k}", negative=f"answer {i} {1 - k}" if s == "bm25" and i % 3 == 0 else f"{s} {i} {k} other", source=s) for i in range(30) for k in (0, 1) for s in ("bm25", "dense")]
+    held = rank_sources(Triples.from_rows(rows), Digests(), hybrids=None, metrics=["eci_sem"], progress=False, resamples=50)
+    for cut in (lambda r: r["positive"][-1], lambda r: r["source"], lambda r: len(r["query"]), lambda r: 0):
+        folder = tmp_path / str(id(cut)); folder.mkdir()
+        for key in sorted({str(cut(r)) for r in rows}): Triples.from_rows([r for r in rows if str(cut(r)) == key]).write(folder / f"{key}.parquet")
+        there = rank_cluster(folder, Digests, workers=2, resamples=50)
+        assert there.table["value"].to_dict() == pytest.approx(held.table["value"].to_dict(), rel=1e-10) and there.table["n"].to_dict() == held.table["n"].to_dict()
+        assert there.dropped.query("reason == 'negative is a known relevant passage'")["rows"].sum() == 20
+
+
+def test_what_is_named_by_a_relative_path_is_this_machines(ray, tmp_path, monkeypatch):
+    "The workers stand in a folder of their own, where a file of that name may hold other texts."
+    here = tmp_path / "here"; here.mkdir()
+    rows = [dict(query_id=f"q{i % 8}", positive_id=f"p{i % 8}", negative_id=f"n{i}") for i in range(24)]
+    (here / "ids.jsonl").write_text("".join(json.dumps(dict(r, source="ab"[k % 2])) + "\n" for k, r in enumerate(rows)))
+    (here / "corpus.jsonl").write_text("".join(json.dumps({"_id": i, "text": f"text of {i}"}) + "\n" for i in sorted({x for r in rows for x in (r["positive_id"], r["negative_id"])})))
+    (here / "queries.jsonl").write_text("".join(json.dumps({"_id": f"q{i}", "text": f"query {i}"}) + "\n" for i in range(8)))
+    texts = dict(corpus="corpus.jsonl", queries="queries.jsonl")
+    monkeypatch.chdir(here)
+    local = rank_files(["ids.jsonl"], Digests(), reading=texts, resamples=40)
+    there = rank_cluster("ids.jsonl", Digests, workers=2, resamples=40, **texts)
+    assert there.table["value"].to_dict() == pytest.approx(local.table["value"].to_dict(), rel=1e-10)
+    scores = score_cluster("ids.jsonl", Digests, workers=2, **texts)
+    assert {s: x.n for s, x in scores.items()} == {"a": 12, "b": 12}
+    with pytest.raises(InputError, match="none.jsonl: no such file"): rank_cluster("ids.jsonl", Digests, corpus="none.jsonl")
+
+
+def test_an_encoder_by_a_relative_path_is_found_from_anywhere(tmp_path, monkeypatch):
+    from eci_sem.encoders import HUB
+    monkeypatch.chdir(tmp_path)
+    family = next(iter(HUB))
+    for name in ("model", "glove", family): (tmp_path / name).mkdir(parents=True)
+    whole = lambda made: (made.args, made.keywords)
+    assert whole(C._by_name("model")) == ((str(tmp_path / "model"),), {}) and whole(C._by_name(Path("./model"))) == ((str(tmp_path / "model"),), {})
+    assert whole(C._by_name("glove")) == (("glove",), {}) and whole(C._by_name("a/b")) == (("a/b",), {})
+    assert whole(C._by_name(family)) == ((family,), dict(path=str(tmp_path / family)))
+    assert whole(C._by_name(partial(load_encoder, "x/y", path="model", dtype="fast"))) == (("x/y",), dict(path=str(tmp_path / "model"), dtype="fast"))
+    assert whole(C._by_name(partial(load_encoder, name="model"))) == ((), dict(name=str(tmp_path / "model")))
+
+
+def test_a_collection_is_unpacked_once_in_a_worker(monkeypatch):
+    import ray
+    asked = []
+    monkeypatch.setattr(ray, "get", lambda ref: asked.append(ref) or f"collection {ref}")
+    C._held.clear()
+    assert [C._collection(dict(collection=c)) for c in (None, ("k", [1]), ("k", [1]), ("l", [2]), ("l", [2]))] == [None, "collection 1", "collection 1", "collection 2", "collection 2"] and asked == [1, 2] and len(C._held) == 1
+    C._held.clear()
+
+
+def test_the_token_of_a_cluster_goes_to_this_machine_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"): monkeypatch.delenv(name, raising=False)
+    def mode(address):
+        K._with_token(address)
+        return os.environ.pop("RAY_AUTH_MODE", None)
+    assert mode("127.0.0.1:6379") is None # there is none
+    (tmp_path / ".ray").mkdir(); (tmp_path / ".ray/auth_token").write_text("secret")
+    assert mode("127.0.0.1:6379") == mode("localhost:6379") == "token" and mode("198.51.100.7:6379") is None and mode("no-such-host.invalid:1") is None
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    K._with_token("127.0.0.1:6379")
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+
+
+def test_a_task_that_is_killed_for_memory_is_not_tried_for_ever(): # Ray's own default is to try again without end
+    K.need_ray()
+    assert os.environ["RAY_task_oom_retries"] == str(K._TRIES)
 
 
 def test_what_a_cluster_can_not_rank(ray, tmp_path):
@@ -436,7 +504,6 @@ def gpus(monkeypatch):
     def connected(address=None, workers=None): fake.actors.clear(); yield fake
     fake.remote = lambda what: Actor()
     monkeypatch.setattr(C, "connected", connected)
-    monkeypatch.setattr(C, "need_ray", lambda: None)
     monkeypatch.setattr(C, "_get", lambda ref, what: [dict(dim=16, name="n", fingerprint="f", info={}, pid=1) for _ in ref])
     return fake
 

@@ -79,7 +79,7 @@ def test_intervals_are_those_of_a_plain_block_bootstrap(seed, blocks, size):
     assert np.allclose(found.draws["eci_sem"][names], draws, rtol=1e-10)
     lo, hi = interval(draws)
     assert np.allclose(found.table.loc[names, "lo"], lo) and np.allclose(found.table.loc[names, "hi"], hi)
-    plain = compare_pairs(names, values, draws, [("a", "b")])
+    plain = compare_pairs(names, values, draws, [("a", "b")], units=blocks or 16)
     row = found.pairs[found.pairs["family"] == "candidates"].iloc[0]
     for c in ("difference", "lo", "hi", "p", "p_holm"): assert row[c] == pytest.approx(plain.iloc[0][c], rel=1e-8)
     assert found.provenance["units"] == (blocks or 16)
@@ -183,3 +183,17 @@ def test_the_command(tmp_path, capsys):
     assert {r["source"]: pytest.approx(r["value"], rel=1e-9) for r in told["table"]} == held.table["value"].to_dict() and told["advice"]
     assert main(["rank", str(path), "--encoder", "glove", "--stream", "--explain"]) == 2 and "--explain needs the triples, which --stream does not hold" in capsys.readouterr().err
     assert main(["rank", str(path), "--encoder", "glove", "--stream", "--depth", "3"]) == 2 and "where --depth has no effect" in capsys.readouterr().err
+
+
+def test_a_positive_of_one_file_is_no_negative_in_another(tmp_path):
+    "Two positives a query: cut into files so that each file knows one of them, the ranking is that of all rows together."
+    rows = [dict(query=f"query {i}", positive=f"answer {i} {k}", negative=f"answer {i} {1 - k}" if s == "bm25" and i % 3 == 0 else f"{s} {i} {k} other", source=s) for i in range(30) for k in (0, 1) for s in ("bm25", "dense")]
+    whole = Triples.from_rows(rows)
+    held = rank_sources(whole, Letters(), hybrids=None, metrics=["eci_sem"], progress=False, resamples=50)
+    assert held.dropped.query("reason == 'negative is a known relevant passage'")["rows"].sum() == 20
+    one = rank_files([whole.write(tmp_path / "all.jsonl")], Letters(), resamples=50)
+    parts = [Triples.from_rows([r for r in rows if r["positive"].endswith(str(k))]).write(tmp_path / f"{k}.parquet") for k in (0, 1)]
+    cut = rank_files(parts, Letters(), resamples=50)
+    for found in (one, cut):
+        assert found.table["value"].to_dict() == pytest.approx(held.table["value"].to_dict(), rel=1e-9) and found.table["n"].to_dict() == held.table["n"].to_dict()
+        assert found.dropped.query("reason == 'negative is a known relevant passage'")["rows"].sum() == 20
