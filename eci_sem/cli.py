@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import __version__
-from .collection import InputError, check_engine, existing, named_collection, plain_json, unknown_name, write_text
+from .collection import InputError, check_engine, existing, is_address, named_collection, plain_json, unknown_name, write_text
 
 # %% ../nbs/11_cli.ipynb #36fff9e1
 _RANK = """Rank negative sources with ECI_sem, from frozen embeddings of the encoder that is to be trained.
@@ -168,7 +168,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", default="float32", metavar="NAME", help="number format: float32, bfloat16, or fast: bfloat16 where the machine has instructions for it and a sample of the queries keeps its order and scores, else float32 (default: float32)")
     p.add_argument("--collection", metavar="NAME", help="where the triples come from: its judgments show false negatives, its corpus gives the IDF (default: the triples alone)")
     p.add_argument("--tokenizer", default="word", help="for the lexical overlap: word, stem or wordpiece (default: word)")
-    p.add_argument("--stream", action="store_true", help="hold a batch of the triples at a time, for files of millions of rows: ECI_sem of the sources as they are, with intervals from blocks of queries; no hybrids, no ECI_net. With --engine ray the files are shards that the workers read, on a disk they share or in a store (s3://bucket/triples/*.parquet)")
+    p.add_argument("--stream", action="store_true", help="hold a batch of the triples at a time, for files of millions of rows: ECI_sem of the sources as they are, with intervals from blocks of queries; no hybrids, no ECI_net. With --engine ray the files are shards that the workers read, on a disk they share or in a store (s3://bucket/triples/*.parquet); there a pattern, a folder or an address is read this way without being asked")
     p.add_argument("--tau", metavar="X", help="temperature, in units of cosine similarity (default: 0.05)")
     p.add_argument("--gain", metavar="X", help="factor of the information matrix: a number, d or 1/tau^2 (default: 1)")
     p.add_argument("--config", action="append", default=[], metavar="KEY=VALUE", help="another form of a factor, see below; may be repeated")
@@ -299,8 +299,10 @@ def _reading(args: argparse.Namespace) -> dict[str, object]:
 
 def _read(files: Sequence[str], **options: object):
     from eci_sem.formats import _FileSources
+    from eci_sem.shards import file_parts
     from eci_sem.triples import DEFAULT_SOURCE, Triples
-    parts, named = [], _FileSources(files)
+    files, together = file_parts(files)
+    parts, named = [], _FileSources(files, together)
     for file in files:
         with _as_options(): part = Triples.read(file, **options)
         name = named.name(file, part.sources)
@@ -327,6 +329,10 @@ def _rank_stream(args: argparse.Namespace, out: Path | None) -> int:
         with _as_options(): ranking = rank_cluster(args.files, encoder, config, address=args.address, **options, **_reading(args))
     return _ranked(args, out, ranking)
 
+def _shards_alone(files: Sequence[str]) -> bool: # patterns, folders and objects of a store are not read here when there is a cluster
+    from eci_sem.shards import file_parts
+    return any(is_address(f) for f in files) or bool(file_parts(files)[1])
+
 def _ranked(args: argparse.Namespace, out: Path | None, ranking: object, *more: object, **data: list[dict]) -> int:
     if out: write_text(out, {".csv": lambda: ranking.frame().to_csv(), ".json": ranking.to_json, ".tex": ranking.to_latex}[out.suffix]())
     def as_json() -> dict:
@@ -337,7 +343,7 @@ def _ranked(args: argparse.Namespace, out: Path | None, ranking: object, *more: 
 def _rank(args: argparse.Namespace) -> int:
     out = _out(args.out, (".csv", ".json", ".tex")) if args.out else None
     check_engine(args.engine, args.address, "--")
-    if args.stream: return _rank_stream(args, out)
+    if args.stream or args.engine == "ray" and _shards_alone(args.files): return _rank_stream(args, out)
     config, triples = _config(args.config, args.tau, args.gain), _read(args.files, **_reading(args))
     from eci_sem.rank import rank_sources
     collection = named_collection(args.collection) if args.collection else None

@@ -543,12 +543,13 @@ _WRITERS: dict[str, Callable[..., None]] = {"parquet": _write_parquet, "jsonl": 
 
 class _FileSources:
     "Which file each source comes from: of several files, one without a source of its own is the source of its name."
-    def __init__(self, files: Iterable[str | Path]): self.several, self.origin = len(list(files)) > 1, {}
+    def __init__(self, files: Iterable[str | Path], together: Iterable[str] = ()): # together: files that are parts of one set of triples
+        self.several, self.origin, self.together = len(list(files)) > 1, {}, frozenset(together)
     def name(self, file: str | Path, sources: Iterable[str]) -> str | None: # The name of a file without a source of its own
         sources = list(sources)
         name = Path(file).name.split(".")[0] if self.several and sources == [DEFAULT_SOURCE] else None
         for s in sources if name is None else (name,):
-            if s in self.origin: raise InputError(f"{file}: source {s!r} is in {self.origin[s]} too; sources of several files need names of their own (the column 'source', or the file's name).")
+            if s in self.origin and not (name is None and {str(file), str(self.origin[s])} <= self.together): raise InputError(f"{file}: source {s!r} is in {self.origin[s]} too; sources of several files need names of their own (the column 'source', or the file's name).")
             self.origin[s] = file
         return name
 

@@ -406,8 +406,8 @@ def _notes(r: Ranking) -> list[str]:
 
 # %% ../nbs/06_rank.ipynb #5520f439
 def _check_arguments(triples: Any, collection: Any, control: Any, config: Any, metrics: list[str], resamples: Any, alpha: Any, seed: Any, priors: dict[str, Any], penalty: Any, max_rows: Any) -> None:
-    for name, x, kind, way in (("triples", triples, Triples, "use Triples.read(path) or Triples.from_pandas(frame)"), ("collection", collection, Collection, "see load_beir and load_docstrings"), ("config", config, ECIConfig, "e.g. ECIConfig(residual='unit')")):
-        if not isinstance(x, kind) and (x is not None or name == "triples"): raise InputError(f"{name} is {type(x).__name__}, expected {kind.__name__}: {way}.")
+    for name, x, kind, way in (("collection", collection, Collection, "see load_beir and load_docstrings"), ("config", config, ECIConfig, "e.g. ECIConfig(residual='unit')")):
+        if not isinstance(x, kind) and x is not None: raise InputError(f"{name} is {type(x).__name__}, expected {kind.__name__}: {way}.")
     if not len(triples): raise InputError("the triples hold no rows, expected at least 2 queries.")
     for m in metrics:
         if m not in METRICS: raise unknown_name("metric", m, METRICS)
@@ -428,7 +428,7 @@ def _on(engine: str, address: str | None, encoder: Any) -> Iterator[Any]:
     with import_module("eci_sem.cluster").cluster_encoder(encoder, address) as remote: yield remote # a module that stands above this one
 
 def rank_sources(
-    triples: Triples, # All sources in one table
+    triples: Any, # All sources in one table: Triples, or what `Triples.read` takes (a path, a data frame), or a list of rows; with engine "ray" paths, patterns and data sets of Ray are shards, see `rank_cluster`
     encoder: Any, # The frozen target encoder: an Encoder, a name for `load_encoder`, a SentenceTransformer, any object with encode_queries and encode_passages, or a function that makes one; with engine "ray" a name or function is followed in the actors, which choose the device
     *,
     collection: Collection | None = None, # Says what is relevant, and is the IDF corpus; None: the triples' own positives
@@ -457,6 +457,10 @@ def rank_sources(
     from eci_sem.lexical import IDF, get_tokenizer, lexical_residuality
     check_engine(engine, address)
     if engine == "ray": import_module("eci_sem.connection").need_ray()
+    if engine == "ray" and import_module("eci_sem.shards").are_shards(triples): # modules that stand above this one
+        if name := next((k for k, x in dict(hybrids=hybrids not in ("pairs", None), equal_counts=equal_counts, order=order not in (None, "eci_sem"), prior=prior, generated_prior=generated_prior).items() if x), None): raise InputError(f"{name} needs the triples in memory, and shards are walked over: leave it out, or give Triples.read(path).")
+        return import_module("eci_sem.cluster").rank_cluster(triples, encoder, config, collection=collection, control=control, idf=idf, tokenizer=tokenizer, resamples=resamples, seed=seed, alpha=alpha, address=address)
+    triples = import_module("eci_sem.checks").as_triples(triples)
     metrics, seconds, started = [metrics] if isinstance(metrics, str) else list(metrics), {}, [time.perf_counter()]
     advice = recommendation()
     if order is None: order = next((m for m in metrics if advice and METRICS.get(m, ("", ""))[1] == advice["score"]), "eci_sem")

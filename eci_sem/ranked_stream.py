@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import reduce
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,7 +192,7 @@ def _clean(report: FileReport, name: str | None) -> Iterator[Triples]: # name: o
         yield t.rename(source=DEFAULT_SOURCE, to=name) if len(t) else Triples(t.table, {name: r for r in t.dropped.values()})
 
 def rank_files(
-    files: Sequence[str | Path], # Files or folders that `Triples.read` takes; of several, one without a source of its own is the source of its name
+    files: Sequence[str | Path], # Files that `Triples.read` takes, patterns, folders of Parquet and JSONL files; of several, one without a source of its own is the source of its name
     encoder: Encoder | Callable[[], Encoder], # Frozen target encoder, or what loads one: called when the files are found good
     config: ECIConfig | None = None, # Factors by name; None: the defaults
     *,
@@ -202,8 +203,9 @@ def rank_files(
 ) -> StreamRanking: # Prints as a table
     "Rank the sources of files of any size in bounded memory. Raises `InputError`. [paper: ECI_sem; ours: the statistics]"
     config = _checked(config, **options)
+    files, together = import_module("eci_sem.shards").file_parts(files) # a module that stands above this one
     for file in files: existing(file)
-    reports, named = [], _FileSources(files)
+    reports, named = [], _FileSources(files, together)
     for file in map(Path, files):
         report = _sound(file, collection, reading or {})
         reports.append((report, named.name(file, report.sources)))

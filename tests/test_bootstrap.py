@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from eci_sem.bootstrap import compare_pairs, correct_draws, holm, interval, letters, ranks, resample_counts, resampled_scores
 from eci_sem.collection import InputError
+from eci_sem.score import logdet_from_rows
 
 
 def source(queries=20, per_query=(1, 3), d=6, scale=0.05, seed=0):

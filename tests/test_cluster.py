@@ -399,21 +399,38 @@ def test_a_positive_of_one_shard_is_no_negative_in_another(ray, tmp_path):
         assert there.dropped.query("reason == 'negative is a known relevant passage'")["rows"].sum() == 20
 
 
+def test_rank_sources_takes_shards_on_a_cluster(ray, tmp_path, monkeypatch, capsys):
+    import ray.data
+    rows = [dict(query=f"query {i}", positive=f"answer {i}", negative=f"{s} {i} other", source=s) for i in range(24) for s in ("bm25", "dense", "random")]
+    folder = tmp_path / "shards"; folder.mkdir()
+    for k in range(3): Triples.from_rows(rows[k::3] if k else rows[::3]).write(folder / f"{k}.{'jsonl' if k == 1 else 'parquet'}")
+    held = rank_sources(Triples.from_rows(rows), Digests(), hybrids=None, metrics=["eci_sem"], progress=False, resamples=50)
+    for given in (folder, str(folder / "*.*"), sorted(folder.iterdir()), ray.data.from_items(rows)):
+        there = rank_sources(given, Digests, engine="ray", resamples=50)
+        assert there.table["value"].to_dict() == pytest.approx(held.table["value"].to_dict(), rel=1e-10) and there.table.loc["random", "kind"] == "control" and there.provenance["work"]["workers"] == 3
+    with pytest.raises(InputError, match="equal_counts needs the triples in memory, and shards are walked over"): rank_sources(folder, Digests, engine="ray", equal_counts=True)
+    from eci_sem.cli import main
+    monkeypatch.setattr(C, "cluster_encoder", lambda encoder, *given, real=C.cluster_encoder, **options: real(Digests, *given, **options))
+    for given in (str(folder), str(folder / "*.*")): # without --stream
+        assert main(["rank", given, "--encoder", "glove", "--engine", "ray", "--resamples", "50", "--json"]) == 0
+        assert {r["source"]: r["value"] for r in json.loads(capsys.readouterr().out)["table"]} == pytest.approx(held.table["value"].to_dict(), rel=1e-10)
+
+
 def test_what_is_named_by_a_relative_path_is_this_machines(ray, tmp_path, monkeypatch):
     "The workers stand in a folder of their own, where a file of that name may hold other texts."
     here = tmp_path / "here"; here.mkdir()
     rows = [dict(query_id=f"q{i % 8}", positive_id=f"p{i % 8}", negative_id=f"n{i}") for i in range(24)]
-    (here / "ids.jsonl").write_text("".join(json.dumps(dict(r, source="ab"[k % 2])) + "\n" for k, r in enumerate(rows)))
+    for s in "ab": (here / f"{s}.tsv").write_text("".join("\t".join(r.values()) + "\n" for k, r in enumerate(rows) if "ab"[k // 8 % 2] == s))
     (here / "corpus.jsonl").write_text("".join(json.dumps({"_id": i, "text": f"text of {i}"}) + "\n" for i in sorted({x for r in rows for x in (r["positive_id"], r["negative_id"])})))
     (here / "queries.jsonl").write_text("".join(json.dumps({"_id": f"q{i}", "text": f"query {i}"}) + "\n" for i in range(8)))
     texts = dict(corpus="corpus.jsonl", queries="queries.jsonl")
     monkeypatch.chdir(here)
-    local = rank_files(["ids.jsonl"], Digests(), reading=texts, resamples=40)
-    there = rank_cluster("ids.jsonl", Digests, workers=2, resamples=40, **texts)
+    local = rank_files(["a.tsv", "b.tsv"], Digests(), reading=texts, resamples=40)
+    there = rank_cluster(["a.tsv", "b.tsv"], Digests, workers=2, resamples=40, **texts)
     assert there.table["value"].to_dict() == pytest.approx(local.table["value"].to_dict(), rel=1e-10)
-    scores = score_cluster("ids.jsonl", Digests, workers=2, **texts)
-    assert {s: x.n for s, x in scores.items()} == {"a": 12, "b": 12}
-    with pytest.raises(InputError, match="none.jsonl: no such file"): rank_cluster("ids.jsonl", Digests, corpus="none.jsonl")
+    scores = score_cluster("a.tsv", Digests, workers=2, **texts)
+    assert [x.n for x in scores.values()] == [16]
+    with pytest.raises(InputError, match="none.jsonl: no such file"): rank_cluster("a.tsv", Digests, corpus="none.jsonl")
 
 
 def test_an_encoder_by_a_relative_path_is_found_from_anywhere(tmp_path, monkeypatch):

@@ -392,7 +392,8 @@ def test_wrong_arguments(triples, change, message):
 
 
 def test_wrong_triples(triples):
-    with pytest.raises(InputError, match=r"triples is list, expected Triples: use Triples\.read\(path\)"): rank_sources([1], Idle())
+    for wrong, what in (([1], "list of int"), (3, "int"), ([], "list"), (None, "NoneType")):
+        with pytest.raises(InputError, match=f"triples is {what}, expected Triples, a path, a data frame, or a list of rows such as"): rank_sources(wrong, Idle())
     with pytest.raises(InputError, match=r"the triples hold no rows, expected at least 2 queries"): rank_sources(triples.take([]), Idle())
     with pytest.raises(InputError, match=r"1 of 1 queries is covered by every source, expected at least 2"): rank_sources(made(queries=1), Idle())
     apart = Triples.concat([triples.select("bm25").take(range(10)), triples.select("dense").take(range(10, 30))])

@@ -1,4 +1,5 @@
 """Ranking in a walk: the scores of the table in memory, intervals of a plain block bootstrap, bounded memory, files and the command."""
+import hashlib
 import json
 import tracemalloc
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from eci_sem.bootstrap import compare_pairs, interval, resample_counts
 from eci_sem.cli import main
 from eci_sem.collection import Collection, InputError
+from eci_sem.encoders import load_encoder
 from eci_sem.formats import scan_triples
 from eci_sem.lexical import IDF, get_tokenizer, lexical_residuality
 from eci_sem.rank import rank_sources
@@ -185,15 +187,50 @@ def test_the_command(tmp_path, capsys):
     assert main(["rank", str(path), "--encoder", "glove", "--stream", "--depth", "3"]) == 2 and "where --depth has no effect" in capsys.readouterr().err
 
 
+class Digest:
+    name, dim, fingerprint = "digest", 16, "digest"
+    def encode_queries(self, texts, progress=None): return np.array([np.frombuffer(hashlib.sha256(t.encode()).digest(), np.int16) for t in texts], np.float32)
+    encode_passages = encode_queries
+
+
 def test_a_positive_of_one_file_is_no_negative_in_another(tmp_path):
     "Two positives a query: cut into files so that each file knows one of them, the ranking is that of all rows together."
     rows = [dict(query=f"query {i}", positive=f"answer {i} {k}", negative=f"answer {i} {1 - k}" if s == "bm25" and i % 3 == 0 else f"{s} {i} {k} other", source=s) for i in range(30) for k in (0, 1) for s in ("bm25", "dense")]
     whole = Triples.from_rows(rows)
-    held = rank_sources(whole, Letters(), hybrids=None, metrics=["eci_sem"], progress=False, resamples=50)
+    held = rank_sources(whole, Digest(), hybrids=None, metrics=["eci_sem"], progress=False, resamples=50)
     assert held.dropped.query("reason == 'negative is a known relevant passage'")["rows"].sum() == 20
-    one = rank_files([whole.write(tmp_path / "all.jsonl")], Letters(), resamples=50)
+    one = rank_files([whole.write(tmp_path / "all.jsonl")], Digest(), resamples=50)
     parts = [Triples.from_rows([r for r in rows if r["positive"].endswith(str(k))]).write(tmp_path / f"{k}.parquet") for k in (0, 1)]
-    cut = rank_files(parts, Letters(), resamples=50)
+    cut = rank_files(parts, Digest(), resamples=50)
     for found in (one, cut):
         assert found.table["value"].to_dict() == pytest.approx(held.table["value"].to_dict(), rel=1e-9) and found.table["n"].to_dict() == held.table["n"].to_dict()
         assert found.dropped.query("reason == 'negative is a known relevant passage'")["rows"].sum() == 20
+
+
+def test_paths_rows_and_frames_are_ranked_as_their_triples(tmp_path):
+    rows = [dict(query=f"query {i}", positive=f"answer {i}", negative=f"{s} {i} other", source=s) for i in range(24) for s in ("bm25", "dense")]
+    whole = Triples.from_rows(rows)
+    held = rank_sources(whole, Digest(), metrics=["eci_sem"], progress=False, resamples=50)
+    path = whole.write(tmp_path / "all.jsonl")
+    for given in (path, str(path), rows, tuple(rows), whole.to_pandas(), whole.table, [path]):
+        assert rank_sources(given, Digest(), metrics=["eci_sem"], progress=False, resamples=50).table.equals(held.table)
+
+
+def test_files_that_a_pattern_or_a_folder_names_are_one_set(tmp_path, capsys):
+    "A source may be in several of them; of files that are named one by one it may not."
+    rows = [dict(query=f"query {i}", positive=f"answer {i}", negative=f"{s} {i} other", source=s) for i in range(24) for s in ("bm25", "dense")]
+    held = rank_sources(Triples.from_rows(rows), load_encoder("glove"), hybrids=None, metrics=["eci_sem"], progress=False, resamples=40)
+    folder = tmp_path / "shards"; folder.mkdir()
+    for k in range(3): Triples.from_rows([r for i, r in enumerate(rows) if i // 2 % 3 == k]).write(folder / f"{k}.{['parquet', 'jsonl', 'jsonl.gz'][k]}")
+    (folder / "_SUCCESS").write_text(""); (folder / ".hidden.jsonl").write_text("{")
+    for given in (folder, folder / "*"):
+        if given == folder:
+            found = rank_files([given], load_encoder("glove"), resamples=40)
+            assert found.table["value"].to_dict() == pytest.approx(held.table["value"].to_dict(), rel=1e-9)
+        for more in ([], ["--stream"]):
+            pattern = str(folder / "[0-9].*") if given != folder else str(given)
+            assert main(["rank", pattern, "--encoder", "glove", "--resamples", "40", "--json", *more]) == 0
+            told = {r["source"]: r["value"] for r in json.loads(capsys.readouterr().out)["table"]}
+            assert {s: told[s] for s in ("bm25", "dense")} == pytest.approx(held.table["value"].to_dict(), rel=1e-9)
+    with pytest.raises(InputError, match="source 'bm25' is in .*0.parquet too"): rank_files(sorted(folder.glob("[01].*")), Digest())
+    assert main(["rank", str(tmp_path / "no*.jsonl"), "--encoder", "glove"]) == 2 and "no file fits this pattern" in capsys.readouterr().err
