@@ -1,4 +1,4 @@
-"""What encoding promises about speed, measured: python benchmarks/encode.py [--only speed|rank] [--json FILE]
+"""What encoding promises about speed, measured: python benchmarks/encode.py [--only speed|threads|rank] [--json FILE]
 
 speed   passages of the embedded collection through minilm, cold cache, side by side: plain SentenceTransformer.encode in float32 at batch 32,
         our Encoder in float32 (at least 1.3 times as fast), and our Encoder in bfloat16, which is what dtype="fast" stands for on a processor
@@ -8,7 +8,10 @@ speed   passages of the embedded collection through minilm, cold cache, side by 
         and the last one of each shape is filled up, which for few passages is much of the work: padding adds 6 % to the tokens of all
         3,790 passages, 9 % to those of 576 and 16 % to those of 192 (plain encode: 21 to 22 %).
         The vectors are held against plain encode's: cosine at least 1 - 1e-5 in float32.
-rank    rank_sources in float32 and in bfloat16 over BM25, dense and random negatives: the same order, and no score further off than a tenth of
+threads with every number of threads up to the processor's: the number that PyTorch chooses by itself takes at most 1.15 times as long as the
+        best of them (so the Encoder sets none), and every number gives the same vectors to the last bit.
+rank    rank_sources with our float32 and with plain encode's vectors: the same order, and no score further off than a tenth of the half width of
+        its bootstrap interval. And rank_sources in float32 and in bfloat16 over BM25, dense and random negatives: the same order, and no score further off than a tenth of
         the half width of its bootstrap interval. Of 200 queries where dtype="fast" is bfloat16, of 24 elsewhere, where bfloat16 takes long and is not
         what "fast" gives; fewer queries mean wider intervals, so there the claim is the weaker one.
 
@@ -25,7 +28,7 @@ import numpy as np
 
 from common import at_least_one, claim, measured, options, timed
 
-PLAIN, FAST, FASTER, APART, ROUNDED = 1.3, 3.0, 1.2, 1e-5, 1e-2 # times plain encode, in float32 and in bfloat16; times our float32; 1 - cosine in float32 and in bfloat16
+PLAIN, FAST, FASTER, APART, ROUNDED, THREADS = 1.3, 3.0, 1.2, 1e-5, 1e-2, 1.15 # times plain encode, in float32 and in bfloat16; times our float32; 1 - cosine in float32 and in bfloat16
 
 
 def bench_speed(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -68,10 +71,42 @@ def bench_speed(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [*claims, claim("vectors in float32, 1 - cosine with plain encode's", apart["float32"], APART, True, "the largest of all passages", "apart"),
         claim("vectors in bfloat16, 1 - cosine with plain encode's", apart["bfloat16"], ROUNDED, True, f"the largest of {len(some)} passages; what it does to a ranking is the next claim", "apart")]
 
+def bench_threads(args: argparse.Namespace) -> list[dict[str, Any]]:
+    import os
+    import torch
+    from eci_sem.collection import load_docstrings
+    from eci_sem.encoders import fast_dtype, load_encoder
+    corpus, chosen, claims = load_docstrings().corpus, torch.get_num_threads(), []
+    texts = [corpus[i] for i in random.Random(args.seed).sample(sorted(corpus), min(args.texts or 192, len(corpus)))]
+    counts = sorted({*range(1, min(os.cpu_count() or 1, 16) + 1), chosen})
+    for dtype in ("float32", *(["bfloat16"] if fast_dtype(args.device)[0] == "bfloat16" else [])):
+        encoder = load_encoder("minilm", dtype=dtype, device=args.device, cache=False)
+        best, vectors = dict.fromkeys(counts, np.inf), {}
+        for k in range(1 + max(2, args.runs)): # the first turn is the first calls'
+            for n in counts:
+                torch.set_num_threads(n)
+                seconds, vectors[n] = timed(lambda: encoder.encode_passages(texts, progress=False))
+                if k: best[n] = min(best[n], seconds)
+        torch.set_num_threads(chosen)
+        if len({v.tobytes() for v in vectors.values()}) > 1: raise SystemExit(f"FAIL  threads: {dtype} vectors depend on the number of threads")
+        told = ", ".join(f"{n}: {len(texts) / s:.1f}" for n, s in best.items())
+        claims.append(claim(f"threads as PyTorch chooses, {dtype}, times the seconds of the best number", best[chosen] / min(best.values()), THREADS, True, f"{chosen} threads chosen; {len(texts)} passages of docstrings, minilm, texts a second by threads: {told}; the same vectors to the last bit", "times"))
+    return claims
+
+class Plain:
+    "Plain encode, as an encoder."
+    name = "plain"
+    def __init__(self, model: Any): self.model, self.dim = model, 384
+    def encode_passages(self, texts: list[str]) -> np.ndarray: return self.model.encode(list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False)
+    encode_queries = encode_passages
+
 def bench_rank(args: argparse.Namespace) -> list[dict[str, Any]]:
     from eci_sem.collection import load_docstrings
     from eci_sem.encoders import fast_dtype, load_encoder
-    from eci_sem.fast import TENTH, fast_effect
+    from sentence_transformers import SentenceTransformer
+    from eci_sem.encoders import embedded_path
+    from eci_sem.fast import TENTH, _effect, fast_effect
+    from eci_sem.rank import rank_sources
     from eci_sem.sources import mine_bm25, mine_dense, mine_random
     from eci_sem.triples import Triples
     collection = load_docstrings()
@@ -79,16 +114,20 @@ def bench_rank(args: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as cache:
         triples = Triples.concat([mine_bm25(collection, pairs), mine_dense(collection, pairs, load_encoder("glove", cache=cache)), mine_random(collection, pairs)])
         effect = fast_effect(triples, "minilm", collection=collection, load=dict(device=args.device, cache=cache), progress=False)
+        plain = Plain(SentenceTransformer(str(embedded_path("minilm").parent), device=args.device, local_files_only=True))
+        path = _effect(*(rank_sources(triples, e, collection=collection, progress=False) for e in (plain, load_encoder("minilm", device=args.device, cache=cache))), "our float32", TENTH)
     print("      " + repr(effect).replace("\n", "\n      "))
     what = f"{len(pairs)} scoring queries of docstrings, minilm, {len(triples):,} triples of bm25, dense (mined by glove) and random, {len(effect.table)} scores of {effect.table['metric'].nunique()} metrics, hybrids included"
-    return [claim("scores in bfloat16, largest difference from float32 in half widths of the bootstrap interval", effect.share, TENTH, True, what, "half widths"),
+    return [claim("scores in our float32, largest difference from plain encode's in half widths of the bootstrap interval", path.share, TENTH, True, what, "half widths"),
+        claim("order in our float32, metrics that have another one than with plain encode", len(path.changed), 0, True, what, "metrics"),
+        claim("scores in bfloat16, largest difference from float32 in half widths of the bootstrap interval", effect.share, TENTH, True, what, "half widths"),
         claim("order in bfloat16, metrics that have another one than in float32", len(effect.changed), 0, True, what, "metrics")]
 
 
 def main() -> int:
-    parts = dict(speed=bench_speed, rank=bench_rank)
+    parts = dict(speed=bench_speed, threads=bench_threads, rank=bench_rank)
     parser = options(__doc__, parts, runs=(1, "runs of each measurement, the best of which counts"))
-    parser.add_argument("--texts", type=at_least_one, help="passages to encode (default: all or half, see above)")
+    parser.add_argument("--texts", type=at_least_one, help="passages to encode (default: all or half, see above; 192 for threads)")
     parser.add_argument("--threads", type=at_least_one, nargs="+", help="measure with so many threads, one after another (default: as PyTorch chooses)")
     parser.add_argument("--queries", type=at_least_one, help="scoring queries of the rankings (default: 200 or 24, see above)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
