@@ -968,6 +968,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'eci_sem.scaling.against': ('scaling.html#against', 'eci_sem/scaling.py'),
                                  'eci_sem.scaling.extrapolate': ('scaling.html#extrapolate', 'eci_sem/scaling.py'),
                                  'eci_sem.scaling.fit': ('scaling.html#fit', 'eci_sem/scaling.py'),
+                                 'eci_sem.scaling.invented_ranking': ('scaling.html#invented_ranking', 'eci_sem/scaling.py'),
                                  'eci_sem.scaling.invented_texts': ('scaling.html#invented_texts', 'eci_sem/scaling.py'),
                                  'eci_sem.scaling.measure': ('scaling.html#measure', 'eci_sem/scaling.py'),
                                  'eci_sem.scaling.prepared': ('scaling.html#prepared', 'eci_sem/scaling.py'),

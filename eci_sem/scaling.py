@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'STAGES', 'UNMEASURED', 'DOUBT', 'SOURCES', 'Shape', 'random_encoder', 'Stage', 'invented_texts', 'prepared',
-           'use_threads', 'measure', 'Fit', 'fit', 'against', 'Job', 'extrapolate']
+           'invented_ranking', 'use_threads', 'measure', 'Fit', 'fit', 'against', 'Job', 'extrapolate']
 
 # %% ../nbs/08a_scaling.ipynb #scal02
 import math
@@ -211,6 +211,23 @@ def prepared(
     t, path = _triples(z["n"], max(2, z["n"] // 5), 40, seed), folder / f"{z['n']}.parquet"
     def through() -> int: t.write(path); return Triples.read(path).table.nbytes # Arrow's memory
     return through
+
+# %% ../nbs/08a_scaling.ipynb #scal10b
+def invented_ranking(
+    sources: int, # How many, none of them a control
+    queries: int = 200,
+    negatives: int = 5, # Of each query and source
+    dim: int = 192, # Of the vectors
+    seed: int = 0,
+) -> tuple[Any, Any]: # (Triples, an encoder that has their vectors)
+    "Triples of several sources over invented texts, and their vectors, to time a whole ranking by. [ours]"
+    from eci_sem.triples import Triples
+    texts, rng = invented_texts(2 * queries + 2000, 12, seed), np.random.default_rng(seed)
+    asked, answers, others = texts[:queries], texts[queries:2 * queries], texts[2 * queries:]
+    rows = [dict(query=asked[q], positive=answers[q], negative=others[k], source=f"s{s}") for s in range(sources) for q in range(queries) for k in rng.choice(len(others), negatives, replace=False)]
+    encoder = _Fixed(texts, dim, seed)
+    encoder.dim, encoder.vectors[queries:2 * queries] = dim, encoder.vectors[:queries] + 0.5 * encoder.vectors[queries:2 * queries] # an answer is near its query
+    return Triples.from_rows(rows), encoder
 
 # %% ../nbs/08a_scaling.ipynb #scal12
 _SIZES = ["encoder", "n", "d", "q", "p", "t", "words", "B", "b", "K", "r", "gflop"]

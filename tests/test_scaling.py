@@ -14,7 +14,7 @@ from eci_sem.collection import InputError
 from eci_sem.figures import save_figure
 from eci_sem.growth import cost_curves, cost_residuals, job_bars
 from eci_sem.cost import GFLOP_PER_TEXT, GPU_TFLOPS, RATES, SECONDS_PER_TEXT
-from eci_sem.scaling import SHAPES, STAGES, UNMEASURED, Fit, Job, Shape, against, extrapolate, fit, invented_texts, measure, prepared
+from eci_sem.scaling import SHAPES, STAGES, UNMEASURED, Fit, Job, Shape, against, extrapolate, fit, invented_ranking, invented_texts, measure, prepared
 
 
 def test_operations_of_a_shape_by_hand():
@@ -141,6 +141,15 @@ def test_what_a_gpu_sustains_is_assumed_once(root):
     cells = json.loads((root / "nbs/experiments/scaling.ipynb").read_text(encoding="utf-8"))["cells"]
     given = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ()))
     assert all(f"{name}: float = 0.0 " in given for name in ("gpu_fp32_tflops", "gpu_fp64_tflops", "text_seconds")) # 0: the constants of cost
+
+
+def test_an_invented_ranking_can_be_ranked():
+    from eci_sem.rank import rank_sources
+    t, encoder = invented_ranking(3, queries=30, negatives=2, dim=8)
+    again, _ = invented_ranking(3, queries=30, negatives=2, dim=8)
+    assert t.content_hash == again.content_hash and t.sources == ["s0", "s1", "s2"] and len(t) == 180 and encoder.dim == 8
+    found = rank_sources(t, encoder, metrics=["eci_sem"], resamples=20, progress=False)
+    assert len(found.table) == 6 and found.table["n"].sum() == 3 * 60 + 3 * 120 and not found.provenance["cautions"] and found.dropped.empty
 
 
 def test_a_benchmark_beside_its_fit():
