@@ -303,7 +303,7 @@ def shown_address(
     rest = host.rpartition("@")[2] + slash + path
     before, at, after = rest.rpartition("@")
     first = before.split("/")[0]
-    key = at and ":" in first and not re.fullmatch(r"[^:]*:\d+", first) # no host with its port
+    key = at and ":" in first and (scheme in ("s3", "gs") or not re.fullmatch(r"[^:]*:\d+", first)) # a host may have a port, a bucket has none
     return f"{scheme}://{(after if key else rest).partition('?')[0]}"
 
 def existing(
