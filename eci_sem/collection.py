@@ -10,8 +10,8 @@ __all__ = ['ENGINES', 'BEIR_NAMES', 'BEIR_URL', 'BEIR_MD5', 'DOCSTRING_MODULES',
            'download_beir', 'split_docstring', 'load_docstrings', 'named_collection']
 
 # %% ../nbs/00_collection.ipynb #e1e3096c
-import csv
 import difflib
+import errno
 import gzip
 import hashlib
 import importlib
@@ -60,6 +60,8 @@ def check_engine(
     if engine not in ENGINES: raise unknown_name(f"engine in {option}engine" if option else "engine", engine, ENGINES)
     if engine == "local" and address is not None: raise InputError(f"{option}address is {address!r}, which has no effect with {option}engine local: leave it out, or give {option}engine ray.")
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 @contextmanager
 def atomic_path(
     path: str | Path, # The file to be written
@@ -77,7 +79,7 @@ def atomic_path(
         tmp.chmod(0o666 & ~umask)
         os.replace(tmp, path)
     except OSError as e:
-        if e.errno == 28: raise InputError(f"no space left on the disk while writing {path.name}: nothing was written; free some space and run again.") from e
+        if e.errno in _NO_SPACE: raise InputError(f"no space left on the disk while writing {path.name}: nothing was written ({e.strerror}); free some space and run again.") from e
         raise
     finally: tmp.unlink(missing_ok=True)
 
@@ -98,7 +100,7 @@ def atomic_folder(
         except OSError:
             if not path.is_dir(): raise
     except OSError as e:
-        if e.errno == 28: raise InputError(f"no space left on the disk while making {path.name}: nothing was kept; free some space and run again.") from e
+        if e.errno in _NO_SPACE: raise InputError(f"no space left on the disk while making {path.name}: nothing was kept ({e.strerror}); free some space and run again.") from e
         raise
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
@@ -295,11 +297,14 @@ def shown_address(
 ) -> str: # e.g. "s3://bucket/triples"
     "An address as messages may say it, without key and options. [ours]"
     scheme, _, rest = str(address).partition(":/" if isinstance(address, Path) else "://")
-    rest = rest.partition("?")[0]
-    before, at, after = rest.rpartition("@") # the last one: a secret may hold others
+    if scheme == "file": return f"{scheme}://{rest.partition('?')[0]}"
+    # who it is stands before the last @: a secret may hold others, a / and a ?
+    host, slash, path = rest.partition("/")
+    rest = host.rpartition("@")[2] + slash + path
+    before, at, after = rest.rpartition("@")
     first = before.split("/")[0]
-    key = at and scheme != "file" and ":" in first and not re.fullmatch(r"[^:]*:\d+", first) # no host with its port
-    return f"{scheme}://{after if key else rest}"
+    key = at and ":" in first and (scheme in ("s3", "gs") or not re.fullmatch(r"[^:]*:\d+", first)) # a host may have a port, a bucket has none
+    return f"{scheme}://{(after if key else rest).partition('?')[0]}"
 
 def existing(
     path: str | Path, # A file or folder of this machine
@@ -396,16 +401,17 @@ def _table(path: Path, use_title: bool, dropped: Counter, kind: str) -> dict[str
 
 def _qrels(path: Path, corpus: dict[str, str], queries: dict[str, str], dropped: Counter) -> dict[str, dict[str, int]]:
     judgments: dict[str, dict[str, int]] = {}
-    with open_text(path) as f:
-        for number, row in enumerate(csv.reader(f, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
-            if not row or (number == 1 and row[:1] == ["query-id"]): continue
-            if len(row) != 3: raise InputError(f"{path}:{number}: found {len(row)} tab-separated fields, expected 3 (query-id, corpus-id, score).")
-            q, d, g = row
-            try: grade = int(g)
-            except ValueError: raise InputError(f"{path}:{number}: score {g!r} is not a whole number.") from None
-            if not queries.get(q): dropped["judgments of a query that is unknown or empty"] += 1
-            elif not corpus.get(d): dropped["judgments of a document that is unknown or empty"] += 1
-            else: judgments.setdefault(q, {})[d] = grade
+    for number, line in read_lines(path):
+        row = decode_line(line, path, number).rstrip("\r\n").split("\t")
+        if number == 1 and row[0] == "query-id": continue
+        if len(row) != 3: raise InputError(f"{path}:{number}: found {len(row)} tab-separated fields, expected 3 (query-id, corpus-id, score).")
+        q, d, g = row
+        try: grade = int(g)
+        except ValueError: raise InputError(f"{path}:{number}: score {g[:20]!r} is not a whole number.") from None
+        if not queries.get(q): dropped["judgments of a query that is unknown or empty"] += 1
+        elif not corpus.get(d): dropped["judgments of a document that is unknown or empty"] += 1
+        elif (before := judgments.setdefault(q, {}).setdefault(d, grade)) != grade:
+            raise InputError(f"{path}:{number}: document {d!r} of query {q!r} has the score {grade} here and {before} in an earlier line; keep one of the two.")
     return judgments
 
 def load_beir(

@@ -14,8 +14,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 from tqdm.auto import tqdm
 
 from .collection import InputError, Pair, sha256_text, unknown_name
-from .writer import Generated, WriterConfig, _check_pairs, _content, _judge, _number, _place, _Store, _text_seed, _whole, pair_key, prompt_text
+from .writer import Generated, WriterConfig, _check_pairs, _content, _joined, _judge, _number, _place, _Store, _text_seed, _whole, pair_key, prompt_text
 
 # %% ../nbs/03b_endpoint.ipynb #bbbac934
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class EndpointConfig:
     extra: Mapping[str, Any] = field(default_factory=dict) # More fields of a request that this server knows, e.g. {"top_k": 40}
     token_field: str = "max_tokens" # What the limit of new tokens is called: newer models of OpenAI want "max_completion_tokens"
     concurrency: int = 8 # Requests under way at a time
-    timeout: float = 120.0 # Seconds to wait for an answer
+    timeout: float = 120.0 # Seconds that a whole answer may take
     max_retries: int = 6 # Tries after the first when the server is busy, fails or is silent
     price_in: float | None = None # Price of a million prompt tokens
     price_out: float | None = None # Price of a million new tokens
@@ -53,12 +54,18 @@ class EndpointConfig:
         if taken: raise InputError(f"EndpointConfig: extra holds {', '.join(taken)}, which the other settings decide; leave {'it' if len(taken) == 1 else 'them'} out.")
         object.__setattr__(self, "extra", plain)
 
+_ODD = "its host or port can't be read; expected e.g. http://localhost:8000/v1 or http://[::1]:8000/v1, and in a user's name or password / as %2F, ? as %3F, # as %23 and @ as %40"
+
 def _environment() -> tuple[str, str]:
     "(address, key)."
     url, key = (os.environ.get(name, "").strip() for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"))
     if not url: raise InputError("OPENAI_BASE_URL is not set: the endpoint's address is taken from the environment only. Set it before you start, e.g. export OPENAI_BASE_URL=http://localhost:8000/v1 (a local server) or https://api.openai.com/v1.")
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname: raise InputError("OPENAI_BASE_URL is no address that begins with http:// or https:// and names a host, e.g. http://localhost:8000/v1.")
+    try: parts = urlsplit(url); fine = (parts.scheme in ("http", "https") and parts.hostname, parts.port)[0]
+    except ValueError: raise InputError(f"OPENAI_BASE_URL is no address: {_ODD}.") from None # what it says holds a part of the address
+    if not fine: raise InputError("OPENAI_BASE_URL is no address that begins with http:// or https:// and names a host, e.g. http://localhost:8000/v1.")
+    if "@" in url.partition("://")[2][len(parts.netloc):]: raise InputError(f"OPENAI_BASE_URL has an @ after its host: {_ODD}; an @ of the path as %40.")
     if not key: raise InputError("OPENAI_API_KEY is not set: the endpoint's key is taken from the environment only. Set it before you start; for a local server without keys any word will do, e.g. export OPENAI_API_KEY=none.")
+    if not re.fullmatch(r"[ -~]+", key): raise InputError("OPENAI_API_KEY holds a character that no key can hold (a line break, a quotation mark from a text, or another one outside ASCII): copy the key alone, and set it again.")
     return url, key
 
 def _address(url: str) -> str:
@@ -108,6 +115,55 @@ class Answered(Generated):
         if self.cost is not None: more.append(f"cost {self.cost:,.4f}")
         return f"{super().__repr__()}; {', '.join(more)}"
 
+def _kind(value: Any) -> str: return "null" if value is None else next((n for t, n in ((str, "text"), (bool, "true or false"), ((int, float), "a number"), (list, "a list")) if isinstance(value, t)), "an object")
+
+def _count(value: Any) -> int | None: return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+def _said(answer: Any) -> tuple[Any, Any, str]:
+    "(choice, message, text) of an answer; a `TypeError` says what was found in place of one."
+    choices = getattr(answer, "choices", None)
+    if not isinstance(choices, list): raise TypeError(f"'choices' is {_kind(choices)}, expected a list" if choices is not None else f"{_kind(answer)} without 'choices'")
+    if not choices: raise TypeError("'choices' is empty")
+    message = getattr(choices[0], "message", None)
+    if message is None and isinstance(getattr(choices[0], "text", None), str): raise TypeError("a choice has 'text' and no 'message', as in the older interface of completions")
+    if not hasattr(message, "content"): raise TypeError(f"'message' is {_kind(message)}, expected an object with 'content'")
+    text = _joined(message.content) if isinstance(message.content, list) else "" if message.content is None else message.content
+    if not isinstance(text, str): raise TypeError(f"'content' is {_kind(message.content)}, expected {'parts with a type, and a text in those of text' if text is None else 'text'}")
+    return choices[0], message, text
+
+def _http(seconds: float) -> tuple[Any, Any]:
+    "(the library under the openai client, a client of it whose answers come whole in so many seconds): by itself it waits so long for each piece."
+    from openai import DefaultHttpxClient
+    http = import_module(next(m for c in DefaultHttpxClient.__mro__ if (m := c.__module__.partition(".")[0]).startswith("httpx"))) # httpx or httpx2
+
+    class Pieces(http.SyncByteStream):
+        def __init__(self, stream: Any, late: threading.Event): self.stream, self.late = stream, late
+        def close(self) -> None: self.stream.close()
+        def __iter__(self) -> Iterator[bytes]:
+            for piece in self.stream:
+                if self.late.is_set(): return # nobody waits for it
+                yield piece
+
+    class Client(DefaultHttpxClient):
+        def __del__(self):
+            with suppress(Exception): self.close()
+        def send(self, request: Any, **how: Any) -> Any:
+            answers, late = queue.SimpleQueue(), threading.Event()
+            def work() -> None:
+                try:
+                    answer = super(Client, self).send(request, **{**how, "stream": True})
+                    answer.stream = Pieces(answer.stream, late)
+                    try: answer.read()
+                    finally: answer.close()
+                    answers.put(answer)
+                except BaseException as error: answers.put(error)
+            threading.Thread(target=work, daemon=True).start()
+            try: answer = answers.get(timeout=seconds + 0.25) # later than the library's own limits, which say more
+            except queue.Empty: late.set(); raise http.ReadTimeout("the answer is not complete", request=request) from None
+            if isinstance(answer, BaseException): raise answer
+            return answer
+    return http, Client()
+
 def _nobody(error: Exception) -> bool: return type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout") # no server there at all
 
 class _Endpoint:
@@ -117,7 +173,10 @@ class _Endpoint:
         except ImportError: raise InputError("asking an endpoint needs the openai client: pip install 'eci_sem[llm]'.") from None
         url, self.key = _environment()
         self.endpoint, self.config, self.template, self.address = endpoint, config, prompt_text(config.prompt), _address(url)
-        self.client = OpenAI(base_url=url, api_key=self.key, timeout=Timeout(endpoint.timeout, connect=min(10.0, endpoint.timeout)), max_retries=endpoint.max_retries)
+        http, client = _http(endpoint.timeout)
+        try: http.URL(url)
+        except http.InvalidURL: raise InputError(f"OPENAI_BASE_URL is no address: {_ODD}.") from None
+        self.client = OpenAI(base_url=url, api_key=self.key, http_client=client, timeout=Timeout(endpoint.timeout, connect=min(10.0, endpoint.timeout)), max_retries=endpoint.max_retries)
 
     def ask(self, pair: Pair, attempt: int, retry: bool = True) -> dict[str, Any]:
         "A row for the store. Raises the client's own errors."
@@ -130,11 +189,13 @@ class _Endpoint:
         except openai.BadRequestError as error: # some providers refuse a text by an error
             if error.code != "content_filter": raise
             return row | dict(tokens=0, seconds=round(time.perf_counter() - began, 4), finish="content_filter", raw="", refused=True)
-        try: choice, usage = answer.choices[0], answer.usage
-        except (AttributeError, IndexError, TypeError): raise InputError(f"the endpoint {self.address} answered with something that is no chat completion; does OPENAI_BASE_URL end in the path of the interface, usually /v1?") from None
-        row |= dict(tokens=getattr(usage, "completion_tokens", None) or 0, prompt_tokens=getattr(usage, "prompt_tokens", None) or 0, seconds=round(time.perf_counter() - began, 4), finish=choice.finish_reason, served=_model_name(str(answer.model or "")), raw=choice.message.content or "")
-        if usage is None: row["uncounted"] = True
-        if choice.finish_reason == "content_filter" or getattr(choice.message, "refusal", None): row["refused"] = True
+        try: choice, message, text = _said(answer)
+        except TypeError as odd: raise InputError(f"the endpoint {self.address} answered with something that is no chat completion; does OPENAI_BASE_URL end in the path of the interface, usually /v1? Found: {odd}.") from None
+        usage, finish = getattr(answer, "usage", None), getattr(choice, "finish_reason", None)
+        tokens, prompts = (_count(getattr(usage, k, None)) for k in ("completion_tokens", "prompt_tokens"))
+        row |= dict(tokens=tokens or 0, prompt_tokens=prompts or 0, seconds=round(time.perf_counter() - began, 4), finish=finish if finish is None else str(finish), served=_model_name(str(getattr(answer, "model", None) or "")), raw=text)
+        if tokens is None or prompts is None: row["uncounted"] = True
+        if finish == "content_filter" or getattr(message, "refusal", None): row["refused"] = True
         return row
 
     def say(self, error: Exception) -> str:
@@ -154,7 +215,8 @@ class _Endpoint:
         if status == 429: return f"the endpoint {self.address} is still too busy {tries} ({said}): wait, lower concurrency, or raise max_retries; or the account is used up."
         if status and (status >= 500 or status in (408, 409)): return f"the endpoint {self.address} still fails {tries} ({said}): look at the server's own log."
         if status: return f"the endpoint {self.address} refuses the request ({said}): check the model's name and the settings of EndpointConfig and WriterConfig."
-        return f"the endpoint {self.address} answered with something that can't be read ({type(error).__name__})."
+        why = f"JSON that ends too early or is damaged at character {error.pos + 1:,} of {len(error.doc):,}: {error.msg}" if isinstance(error, json.JSONDecodeError) else f"no UTF-8 at byte {error.start + 1:,} of {len(error.object):,}" if isinstance(error, UnicodeDecodeError) else type(error).__name__
+        return f"the endpoint {self.address} answered with something that can't be read ({why})."
 
     def _unknown(self, said: str) -> str:
         name = _model_name(self.endpoint.model)
@@ -168,7 +230,7 @@ class _Endpoint:
         "The client's errors as an `InputError` that says what is kept."
         import openai
         try: yield
-        except (openai.OpenAIError, json.JSONDecodeError) as error:
+        except (openai.OpenAIError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             kept = f" The {sum(map(len, book.rows.values())):,} answers up to here are kept; run again to go on." if book.rows else ""
             raise InputError(self.say(error) + kept) from None
 
@@ -238,6 +300,6 @@ def ask_negatives(
         if line: line.client.close()
         done = {k: judged(k, limit) for k in unique}
         seen = [r for _, rows in done.values() for r in rows]
-        tokens, prompts = (sum(r.get(k) or 0 for r in seen) for k in ("tokens", "prompt_tokens"))
+        tokens, prompts = (sum(_count(r.get(k)) or 0 for r in seen) for k in ("tokens", "prompt_tokens"))
         return Answered({k: kept[0]["text"] for k, (kept, _) in done.items() if kept}, [r for kept, _ in done.values() for r in kept], dict(Counter(r["outcome"] for r in seen)), [k for k, (kept, _) in done.items() if len(kept) < num_negatives],
             tokens, sum(r.get("seconds", 0.0) for r in seen), prompts, sum(bool(r.get("uncounted")) for r in seen), asked, None if endpoint.price_in is None else (prompts * endpoint.price_in + tokens * endpoint.price_out) / 1e6)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .collection import InputError, atomic_path, sha256_text, unknown_name, write_text
-from .tables import CSV_COLUMNS, run_columns, run_digits, run_id, save_table
+from .tables import CSV_COLUMNS, _csv, run_columns, run_digits, run_id, save_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,8 +108,6 @@ def _panels(rows: int, columns: int, width: float, height: float, **kwargs) -> I
         fig.set_layout_engine("none")
 
 # %% ../nbs/09_figures.ipynb #4c7c6aa1
-def _csv(table: "pd.DataFrame") -> bytes: return table.to_csv(index=False, lineterminator="\n").encode()
-
 def _redrawable(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
     "For every function of a table and options (plain numbers, strings, lists) that gives a figure."
     @wraps(draw)

@@ -117,6 +117,12 @@ def _parquet(frame: "pd.DataFrame", run: dict[str, str | int | None], stem: str)
         pq.write_table(table, f, version="2.6", compression="zstd", use_dictionary=True, row_group_size=1 << 20, data_page_version="1.0")
         return f.getvalue()
 
+def _csv(table: "pd.DataFrame") -> bytes:
+    text = table.to_csv(index=False, lineterminator="\n")
+    if "\r" in text: # quoted only where it is part of the line end, so that comes last; a quoted field is passed over
+        text = re.sub(r'("(?:[^"]|"")*")|\r\n', lambda m: m[1] or "\n", table.to_csv(index=False, lineterminator="\r\n"))
+    return text.encode()
+
 def save_table(
     frame: "pd.DataFrame", # Tidy, one number or text per cell; an index with a name becomes columns
     stem: str, # Name of the files, without ending; not that of a figure
@@ -129,7 +135,7 @@ def save_table(
     digits = run_digits(columns)
     if Path(folder, f"{stem}.json").exists() and Path(folder, f"{stem}.png").exists(): raise InputError(f"stem {stem!r}: a figure of that name has its own {stem}.csv in the folder; give the table another name.")
     run = run_id(meta)
-    made = {**({"csv": frame.assign(run=run, **digits).to_csv(index=False, lineterminator="\n").encode()} if csv else {}), "parquet": _parquet(frame, columns, stem)}
+    made = {**({"csv": _csv(frame.assign(run=run, **digits))} if csv else {}), "parquet": _parquet(frame, columns, stem)}
     paths = [Path(folder, f"{stem}.{kind}") for kind in made]
     for path, data in zip(paths, made.values()):
         with atomic_path(path) as tmp: tmp.write_bytes(data)

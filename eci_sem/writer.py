@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from .collection import Collection, InputError, Pair, cache_dir, json_object, normalise, read_jsonl, read_lines, sha256_text, unknown_name, write_text
+from .collection import _LINE, _NO_SPACE, Collection, InputError, Pair, cache_dir, json_object, normalise, read_jsonl, read_lines, sha256_text, unknown_name, write_text
 
 # %% ../nbs/03a_writer.ipynb #8e2eb0d1
 def _whole(name: str, value: Any, least: int, why: str = "") -> int:
@@ -98,6 +98,7 @@ def clean_generation(
     max_words: int = 120, # Longer ones are cut
 ) -> tuple[str | None, str]: # (text, "kept") or (None, reason)
     "Cut a generated text at its last sentence end and decide whether it can be used. [ours]"
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") # half a surrogate pair is no text, and could not be written
     if not text.strip(): return None, "empty"
     if _CODE.search(text): return None, "code"
     text = " ".join(text.split())
@@ -216,21 +217,26 @@ class _Writer:
         return [(self.tokenizer.decode(ids, skip_special_tokens=True), int((ids != self.tokenizer.pad_token_id).sum())) for ids in new]
 
 # %% ../nbs/03a_writer.ipynb #e901ab33
+def _joined(parts: list[Any]) -> str | None:
+    "The text of an answer in parts, without what the model thought; None: no such answer."
+    if not all(isinstance(p, dict) and isinstance(p.get("type"), str) and (p["type"] != "text" or isinstance(p.get("text"), str)) for p in parts): return None
+    return "".join(p["text"] for p in parts if p["type"] == "text")
+
 class _Store:
     "Raw texts by key and attempt, in a JSONL file whose first line says what wrote them; one job at a time writes to it."
     def __init__(self, path: str | Path | None, header: dict[str, Any], write: bool = True):
         self.path, self.rows, self.lock, self.closed = None if path is None else Path(path), {}, None, False
         if self.path is None: return
+        if self.path.is_dir(): raise InputError(f"{self.path}: is a folder, expected the file of a store.")
+        if self.path.suffix == ".gz": raise InputError(f"{self.path}: a store grows line by line and is not zipped; give a path without .gz.")
         try:
             if write: self._hold()
-            if self.path.exists() and self.path.stat().st_size:
-                whole = self.path.read_bytes()
-                end = whole.rfind(b"\n") + 1
-                if end < len(whole) and write:
-                    warnings.warn(f"{self.path}: the last line was cut off, as after a crash; it is dropped and written again.")
-                    os.truncate(self.path, end)
-                if end: return self._read(header)
-            if write: write_text(self.path, json.dumps(header) + "\n")
+            begun = self.path.exists() and self._begun(header)
+            cut = self._read() if begun else 0
+            if write and cut:
+                warnings.warn(f"{self.path}: the last line was cut off, as after a crash; it is dropped and written again.")
+                os.truncate(self.path, self.path.stat().st_size - cut)
+            if write and not begun: write_text(self.path, json.dumps(header) + "\n")
         except BaseException: self.close(); raise
     def __enter__(self) -> "_Store": return self
     def __exit__(self, *_: object) -> None: self.close()
@@ -263,26 +269,45 @@ class _Store:
         self.closed, held, self.lock = True, self.lock, None
         if held: held[1].unlink(missing_ok=True); held[0].close()
 
-    def _read(self, header: dict[str, Any]) -> None:
-        lines = ((n, json_object(line, self.path, n)) for n, line in read_lines(self.path) if line.endswith(b"\n")) # another job may be at its last line
-        _, found = next(lines)
+    def _begun(self, header: dict[str, Any]) -> bool:
+        "Whether there is a header, of these settings; a file that is no store is refused before a byte of it is changed."
+        with open(self.path, "rb") as f: line = f.readline(_LINE)
+        if not line.endswith(b"\n"):
+            head = json.dumps(dict(format=header["format"]))[:-1].encode()
+            if head.startswith(line) or line.startswith(head): return False # empty, or cut off in its header: no text is in it
+        try: found = json_object(line, self.path, 1)
+        except InputError: found = {}
+        if found.get("format") != header["format"] or not all(isinstance(found.get(k), dict) for k in ("model", "config")):
+            raise InputError(f"{self.path}:1: no header of a store of generated texts (format {repr(found.get('format'))[:60]}, expected {header['format']!r}), so the file is left as it is; give another path.")
         mine, theirs = _written_with(header), _written_with(found)
-        if theirs["format"] != mine["format"]: raise InputError(f"{self.path}:1: no header of a store of generated texts (format {theirs['format']!r}, expected {mine['format']!r}); give another path.")
         other = [f"{k} is {theirs.get(k)!r} there and {mine.get(k)!r} here" for k in {**mine, **theirs} if theirs.get(k) != mine.get(k)]
         if other: raise InputError(f"{self.path}: these texts were written with other settings: {'; '.join(other)}. Give another store, or the settings it was written with.")
-        for number, row in lines:
+        return True
+
+    def _read(self) -> int:
+        "Bytes of a last line without its end, which is left out: another job may be at it."
+        for number, line in read_lines(self.path):
+            if not line.endswith(b"\n"): return len(line)
+            if number == 1: continue
+            row = json_object(line, self.path, number)
+            if isinstance(row.get("raw"), list): row["raw"] = _joined(row["raw"]) # as an endpoint's answer in parts was kept once
             if not (isinstance(row.get("key"), str) and isinstance(row.get("attempt"), int) and isinstance(row.get("raw"), str)): raise InputError(f"{self.path}:{number}: expected an object with 'key', 'attempt' and 'raw'; found {', '.join(map(repr, row)) or 'no keys'}.")
             self.rows.setdefault(row["key"], {}).setdefault(row["attempt"], row)
+        return 0
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         for row in rows: self.rows.setdefault(row["key"], {})[row["attempt"]] = row
         if self.path is None or not rows or self.closed: return # an answer that comes in after the end is nobody's
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
         try:
-            with open(self.path, "a", encoding="utf-8") as f:
-                f.write("".join(json.dumps(row) + "\n" for row in rows))
-                f.flush(); os.fsync(f.fileno())
+            with open(self.path, "ab", buffering=0) as f:
+                whole = f.seek(0, os.SEEK_END)
+                try:
+                    while data: data = data[f.write(data):]
+                    os.fsync(f.fileno())
+                except OSError: f.truncate(whole); raise # no half a line: others may still add theirs
         except OSError as e:
-            if e.errno == 28: raise InputError(f"no space left on the disk while writing {self.path.name}: the texts up to here are kept; free some space and run again.") from e
+            if e.errno in _NO_SPACE: raise InputError(f"no space left on the disk while writing {self.path.name}: the texts up to here are kept ({e.strerror}); free some space and run again.") from e
             raise
 
 @dataclass(frozen=True, repr=False)

@@ -1,4 +1,5 @@
 """Collections: loaders, what counts as relevant, errors with their place, the embedded docstrings, and the public collections beside the repository."""
+import errno
 import gzip
 import hashlib
 import json
@@ -66,6 +67,14 @@ def test_a_folder_is_made_whole_or_not_at_all(tmp_path):
 def test_a_full_disk_is_told_and_nothing_is_left(tmp_path):
     with pytest.raises(InputError, match="no space left on the disk while writing f.txt: nothing was written"), atomic_path(tmp_path / "f.txt"):
         raise OSError(28, "No space left on device")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_quota_and_a_limit_of_file_sizes_are_no_space_too(tmp_path, number):
+    from eci_sem.collection import atomic_folder
+    for make in (atomic_path, atomic_folder):
+        with pytest.raises(InputError, match=rf"^no space left on the disk while (writing|making) x: nothing was (written|kept) \({os.strerror(number)}\); free some space"), make(tmp_path / "x"): raise OSError(number, os.strerror(number))
     assert os.listdir(tmp_path) == []
 
 
@@ -242,9 +251,27 @@ def test_beir_number_ids_become_strings(tmp_path):
     (dict(qrels__test_tsv=None), r"qrels: no .tsv file with judgments"),
     (dict(qrels__test_tsv="query-id\tcorpus-id\tscore\nq1\td1\n"), r"test.tsv:2: found 2 tab-separated fields, expected 3"),
     (dict(qrels__test_tsv="q1\td1\tone\n"), r"test.tsv:1: score 'one' is not a whole number"),
+    (dict(qrels__test_tsv=f"q1\td1\t{'x' * 140_000}\n"), r"test.tsv:1: score 'x{20}' is not a whole number"),
+    (dict(qrels__test_tsv="q1\td1\t1\nq2\td2\t1\nq1\td1\t1\nq1\td1\t0\n"), r"test.tsv:4: document 'd1' of query 'q1' has the score 0 here and 1 in an earlier line; keep one of the two"),
 ])
 def test_beir_errors_name_file_and_line(tmp_path, changes, message):
     with pytest.raises(InputError, match=message): load_beir(folder(tmp_path, **changes))
+
+
+def test_judgments_with_a_byte_order_mark_or_damage(tmp_path):
+    whole = folder(tmp_path)
+    judged, path, good = load_beir(whole).qrels, tmp_path / "qrels/test.tsv", GOOD["qrels/test.tsv"].encode()
+    for data in (b"\xef\xbb\xbf" + good, b"\xef\xbb\xbf" + good.split(b"\n", 1)[1], good.replace(b"\n", b"\r\n"), good + b"\nq1\td1\t1", gzip.compress(good)):
+        path.write_bytes(data)
+        assert load_beir(whole).qrels == judged
+    path.write_bytes(good + b"caf\xe9\td1\t1\n")
+    with pytest.raises(InputError, match=r"test.tsv:4: not UTF-8 text"): load_beir(whole)
+    path.write_bytes(good + b"q1\t" + b"x" * 200_000 + b"\t1\n") # longer than a field of a CSV may be
+    assert load_beir(whole).dropped == {"judgments of a document that is unknown or empty": 1}
+    path.unlink(); path = tmp_path / "qrels/test.tsv.gz"
+    for data in (gzip.compress(os.urandom(5000).hex().encode())[:-200], gzip.compress(good)[:-12], b"no gzip at all"):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=r"test.tsv.gz: damaged gzip data \(.*\); fetch the file again"): load_beir(whole)
 
 
 def test_beir_folder_must_exist(tmp_path):
@@ -427,7 +454,9 @@ def test_no_pair_misses_a_relevant_passage(public):
 def test_an_address_is_told_from_a_path_and_shown_without_key_and_options():
     from pathlib import Path
     from eci_sem.collection import existing, is_address, shown_address
-    for given, shown in (("s3://KEY:SE/CRET@bucket/x.jsonl?region=r", "s3://bucket/x.jsonl"), ("s3://KEY:S@CRET@bucket/x", "s3://bucket/x"), ("s3://bucket/v@1/x", "s3://bucket/v@1/x"), ("file:///d/v@1/a:b@c", "file:///d/v@1/a:b@c"), ("hdfs://host:9000/v@1/x", "hdfs://host:9000/v@1/x")):
+    for given, shown in (("s3://KEY:SE/CRET@bucket/x.jsonl?region=r", "s3://bucket/x.jsonl"), ("s3://KEY:S@CRET@bucket/x", "s3://bucket/x"), ("s3://bucket/v@1/x", "s3://bucket/v@1/x"), ("file:///d/v@1/a:b@c", "file:///d/v@1/a:b@c"), ("hdfs://host:9000/v@1/x", "hdfs://host:9000/v@1/x"),
+            ("s3://admin:12345678@bucket/x", "s3://bucket/x"), ("https://ghp_token123@host/x.jsonl", "https://host/x.jsonl"), ("s3://k:s?x@bucket/y?region=r", "s3://bucket/y"), ("s3://k:s/e?x@bucket/y", "s3://bucket/y"), ("s3://k@x:S/e@bucket/y", "s3://bucket/y"),
+            ("https://u:p@host:8080/v@1/x?to=a@b", "https://host:8080/v@1/x"), ("s3://bucket/x?mail=a@b", "s3://bucket/x"), ("s3://k:s@bucket", "s3://bucket"), ("s3://k:12/3@bucket/y", "s3://bucket/y")):
         assert is_address(given) and shown_address(given) == shown
     assert is_address(Path("s3://KEY:SECRET@bucket/x")) and shown_address(Path("s3://KEY:SECRET@bucket/x")) == "s3://bucket/x"
     for path in ("a/b", "C:/x", "c://x", "s3:x", "", "s3:/x", Path("C:/x"), Path("a:b/c"), None, 3, b"s3://x"): assert not is_address(path)

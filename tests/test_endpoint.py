@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,7 +43,7 @@ class Fake(ThreadingHTTPServer):
         self.requests, self.lock, self.now, self.most = [], threading.Lock(), 0, 0
         self.fault = lambda number, asked: None
         self.write = lambda asked: good(asked["seed"])
-        self.delay, self.usage, self.models = 0.0, True, ["writer-1", "writer-2-large"]
+        self.delay, self.usage, self.models, self.drops = 0.0, True, ["writer-1", "writer-2-large"], 0
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, kwargs=dict(poll_interval=0.02), daemon=True).start()
     def handle_error(self, request, client_address): pass # a client that was killed
@@ -56,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def log_message(self, *a): pass
     def reply(self, status, body, headers=None, kind="application/json"):
-        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
         self.send_response(status)
         for k, v in {"Content-Type": kind, "Content-Length": str(len(data)), **(headers or {})}.items(): self.send_header(k, v)
         self.end_headers(); self.wfile.write(data)
@@ -74,6 +75,12 @@ class Handler(BaseHTTPRequestHandler):
             fault = s.fault(number, asked)
             if fault == "drop": self.close_connection = True; self.connection.shutdown(socket.SHUT_RDWR); return
             if fault == "stall": time.sleep(1.0); fault = (500, dict(error=dict(message="too late")))
+            if fault in ("drip", "drip head"): # a blank now and then, and never an answer
+                self.close_connection = True
+                with suppress(OSError):
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n" + (b"\r\n" if fault == "drip" else b"X-Long: "))
+                    for _ in range(200): self.wfile.write(b"1\r\n \r\n" if fault == "drip" else b"x"); self.wfile.flush(); s.drops += 1; time.sleep(0.05)
+                return
             if fault is not None: return self.reply(*fault)
             text = s.write(asked)
             answer = text if isinstance(text, dict) else dict(message=dict(role="assistant", content=text), finish_reason="stop")
@@ -170,6 +177,38 @@ def test_tokens_and_cost(server, store):
     assert more.cost is None and more.uncounted == 2 and more.prompt_tokens == 1000 and "2 answers without a token count" in repr(more) and "cost" not in repr(more)
 
 
+def test_an_answer_in_parts_is_their_text(server, store):
+    thought = dict(type="thinking", thinking=[dict(type="text", text="hm")])
+    parts = [[thought, dict(type="text", text=good(1)[:40]), dict(type="text", text=good(1)[40:])], [thought], []]
+    server.write = lambda asked: parts[int(re.search(r"number (\d+)", asked["messages"][0]["content"])[1])]
+    for asked in (3, 0):
+        found = ask_negatives(PAIRS[:3], MODEL, store=store, config=WriterConfig(attempts=1))
+        assert list(found.texts.values()) == [good(1)] and found.counts == {"kept": 1, "empty": 2} and found.asked == asked
+    old = store.with_name("old.jsonl") # where such an answer was kept as it came, and a count as text
+    lines = [json.loads(line) for line in store.read_text().splitlines()]
+    old.write_text("".join(json.dumps(line) + "\n" for line in [lines[0], *({**r, "raw": parts[int(r["query_id"][1:])], "tokens": "3"} for r in lines[1:])]))
+    found = ask_negatives(PAIRS[:3], MODEL, store=old, config=WriterConfig(attempts=1))
+    assert list(found.texts.values()) == [good(1)] and found.asked == 0 and (found.tokens, found.prompt_tokens) == (0, 300)
+
+
+@pytest.mark.parametrize("usage", [[1], dict(prompt_tokens="12", completion_tokens="3"), dict(prompt_tokens=1.5, completion_tokens=True), dict(prompt_tokens=-1, completion_tokens=None), {}, "many"])
+def test_counts_that_are_no_whole_numbers_are_none(server, store, usage):
+    server.fault = lambda n, asked: (200, dict(choices=[dict(message=dict(content=good(n)), finish_reason=["stop"])], usage=usage))
+    for asked in (2, 0):
+        found = ask_negatives(PAIRS[:2], replace(MODEL, price_in=1, price_out=1), store=store)
+        assert (found.asked, len(found.texts), found.tokens, found.prompt_tokens, found.uncounted, found.cost) == (asked, 2, 0, 0, 2, 0.0)
+
+
+def test_half_a_surrogate_pair_blocks_nothing(server, store, tmp_path):
+    c, pairs = pets()
+    server.write = lambda asked: "Half a pair \ud83d at its start. " + good(asked["seed"])
+    for asked in (3, 3):
+        t = mine_llm(c, pairs, endpoint=MODEL, store=store)
+        assert len(server.requests) == asked and all(text.startswith("Half a pair \ufffd at its start. Word") for text in t.column("negative"))
+    assert all("\ud83d" in r["raw"] for r in rows(store)) # kept as it came
+    t.write(tmp_path / "t.parquet")
+
+
 # ------------------------------------------------------------------ a server that has its troubles
 
 @pytest.mark.parametrize("fault, status", [(busy(), 429), ((500, dict(error=dict(message="oops")), {"retry-after-ms": "10"}), 500), ((503, "<html>down</html>", {"retry-after-ms": "10"}, "text/html"), 503), ((408, {}), 408), ("drop", None)])
@@ -183,6 +222,19 @@ def test_silence_is_waited_out(server, store):
     server.fault = lambda n, asked: "stall" if n in (1, 6) else None
     found = ask_negatives(PAIRS[:12], replace(MODEL, timeout=0.4), store=store)
     assert len(found.texts) == 12 and len(server.requests) == 14
+
+
+@pytest.mark.parametrize("fault", ["drip", "drip head"])
+def test_an_answer_that_never_ends_is_silence(server, store, fault):
+    server.fault = lambda n, asked: fault if n in (1, 6) else None
+    began = time.monotonic()
+    found = ask_negatives(PAIRS[:12], replace(MODEL, timeout=0.4), store=store)
+    assert len(found.texts) == 12 and len(server.requests) == 14 and time.monotonic() - began < 8 # each would drip for 10 s
+    server.requests.clear(); server.fault = lambda n, asked: fault
+    with pytest.raises(InputError, match=r"gave no answer within 0\.3 s, after 1 try: raise timeout"): ask_negatives(PAIRS[12:13], replace(MODEL, timeout=0.3, max_retries=0), store=store)
+    if fault == "drip": # nobody goes on reading
+        until, seen = time.monotonic() + 5, -1
+        while seen != server.drops: seen = server.drops; time.sleep(0.3); assert time.monotonic() < until
 
 
 def test_waits_as_long_as_the_server_says_or_twice_as_long_each_time(server, store, monkeypatch):
@@ -229,7 +281,15 @@ def test_lasting_trouble_stops_the_job_and_keeps_what_is_there(server, store, fa
     ((422, dict(detail="Unexpected fields in the request: {'top_k'}")), r"refuses the request \(422: Unexpected fields"),
     ((200, "<html>Welcome</html>", {}, "text/html"), r"answered with something that is no chat completion; does OPENAI_BASE_URL end in the path of the interface, usually /v1\?"),
     ((200, dict(object="chat.completion", choices=[])), r"answered with something that is no chat completion"),
-    ((200, '{"choices": [', {}), r"answered with something that can't be read"),
+    ((200, '{"choices": [', {}), r"answered with something that can't be read \(JSON that ends too early or is damaged at character 14 of 13: Expecting value\)\.$"),
+    ((200, '{"choices": "caf\u00e9"}'.encode("latin-1")), r"can't be read \(no UTF-8 at byte 17 of 19\)\.$"),
+    ((200, '{"choices": "caf\u00e9'.encode()[:-1]), r"can't be read \(no UTF-8 at byte 17 of 17\)\.$"),
+    ((200, "[" * 100_000), r"can't be read \(RecursionError\)\.$"),
+    *(((200, body), rf"is no chat completion; does OPENAI_BASE_URL end in .*\? Found: {words}\.$") for body, words in (
+        ([1, 2], "a list without 'choices'"), ("null", "null without 'choices'"), ({}, "an object without 'choices'"), (dict(choices={"a": 1}), "'choices' is an object, expected a list"), (dict(choices=5), "'choices' is a number, expected a list"), (dict(choices=[]), "'choices' is empty"),
+        (dict(choices=[dict(index=0, text="foo", finish_reason="stop")]), "a choice has 'text' and no 'message', as in the older interface of completions"), (dict(choices=[dict(message=None)]), "'message' is null, expected an object with 'content'"),
+        (dict(choices=[3]), "'message' is null, expected an object with 'content'"), (dict(choices=[dict(message="foo")]), "'message' is text, expected an object with 'content'"), (dict(choices=[dict(message=dict(content=5))]), "'content' is a number, expected text"),
+        (dict(choices=[dict(message=dict(content=dict(text="x")))]), "'content' is an object, expected text"), *((dict(choices=[dict(message=dict(content=parts))]), "'content' is a list, expected parts with a type, and a text in those of text") for parts in ([3], ["x"], [dict(text="x")], [dict(type="text", text=None)])))),
 ])
 def test_one_request_shows_what_is_wrong(server, store, fault, words):
     server.fault = lambda n, asked: fault
@@ -263,11 +323,14 @@ def test_nobody_there(server, store, monkeypatch):
     ("http:///v1", KEY, "OPENAI_BASE_URL is no address"),
     ("http://localhost:1/v1", None, r"OPENAI_API_KEY is not set: .* for a local server without keys any word will do, e\.g\. export OPENAI_API_KEY=none"),
     ("http://localhost:1/v1", "", "OPENAI_API_KEY is not set"),
+    *((url, "sk", r"^OPENAI_BASE_URL is no address: its host or port can't be read; expected e\.g\. http://localhost:8000/v1 or http://\[::1\]:8000/v1, and in .* / as %2F") for url in ("http://localhost:80000/v1", "http://localhost:80o0/v1", "http://[::1:8000/v1", f"http://user:pa/{KEY}@localhost:1/v1", f"http://user:{KEY}?x@localhost:1/v1", f"http://user:{KEY}#x@localhost:1/v1", "http://a\x01b:1/v1")),
+    *((url, "sk", r"^OPENAI_BASE_URL has an @ after its host: .*; an @ of the path as %40\.$") for url in (f"http://user:12/{KEY}@localhost:1/v1", f"http://user:1?{KEY}@localhost:1/v1", f"http://{KEY}/x@localhost:1/v1")),
+    *(("http://localhost:1/v1", key, "^OPENAI_API_KEY holds a character that no key can hold") for key in (f"\u201c{KEY}\u201d", f"{KEY}\u00e9", f"{KEY}\nx", f"{KEY}\x7f")),
 ])
 def test_environment(monkeypatch, store, url, key, words):
     for name, value in (("OPENAI_BASE_URL", url), ("OPENAI_API_KEY", key)): monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=words) as error: ask_negatives(PAIRS, MODEL, store=store)
-    assert not store.exists() and KEY not in str(error.value)
+    assert not store.exists() and KEY not in str(error.value) and error.value.__cause__ is None and (error.value.__context__ is None or error.value.__suppress_context__)
 
 
 @pytest.mark.parametrize("change, words", [

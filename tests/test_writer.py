@@ -186,6 +186,64 @@ def test_store_of_other_settings_is_refused(tiny, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"s\.jsonl:2: not valid JSON"): write_negatives(PAIRS[:2], config=CONFIG, model=tiny, store=store)
 
 
+@pytest.mark.parametrize("content", [
+    b'{"important": "one line, no newline at the end"}', b'{"a":1}\n{"b":2}\n{"c":3, "precious": "last line without newline"}', b'{"model": "m", "config": 3}\nx', b"plain words", b"\n", b"\x1f\x8b\x08\x00 zipped", b"\xff\xfe\n\x00", b'{"format": "eci_sem llm negatives 9"}', b'{"format": "eci_sem llm negatives 1"}\ncut', b"[" * 100_000,
+])
+def test_a_file_that_is_no_store_stays_as_it_is(tmp_path, content):
+    path = tmp_path / "settings.json"
+    path.write_bytes(content)
+    for write in (True, False):
+        with warnings.catch_warnings(), pytest.raises(InputError, match=r"settings\.json:1: no header of a store of generated texts \(format .*, expected 'eci_sem llm negatives 1'\), so the file is left as it is; give another path\.$"):
+            warnings.simplefilter("error")
+            writer._Store(path, HEADER, write=write)
+        assert path.read_bytes() == content and [p.name for p in tmp_path.iterdir()] == ["settings.json"]
+
+
+HEADER = dict(format="eci_sem llm negatives 1", prompt_sha256="p", config=dict(seed=0, attempts=3), model=dict(name="m", sha256="s"))
+ROW = dict(key="k", attempt=0, raw="text")
+
+def test_what_a_crash_cut_off_is_healed_and_a_refused_store_keeps_its_end(tmp_path):
+    path, head = tmp_path / "s.jsonl", json.dumps(HEADER)
+    for n in (0, 1, 12, 30, 60, len(head)): # in the header
+        path.write_text(head[:n])
+        writer._Store(path, HEADER, write=False)
+        assert path.read_text() == head[:n]
+        with writer._Store(path, {**HEADER, "config": dict(seed=1)}) as book: book.append([ROW])
+        assert [json.loads(line) for line in path.read_text().splitlines()] == [{**HEADER, "config": dict(seed=1)}, ROW]
+    cut = f"{head}\n{json.dumps(ROW)}\n" + '{"key": "cut o'
+    for change, more in ((dict(prompt_sha256="q"), ""), ({}, "{}\n")): # other settings, or a line that is no text
+        path.write_text(cut.replace('{"key": "cut o', more + '{"key": "cut o'))
+        before = path.read_bytes()
+        with pytest.raises(InputError, match="written with other settings" if change else r"s\.jsonl:3: expected an object with 'key'"): writer._Store(path, {**HEADER, **change})
+        assert path.read_bytes() == before
+    path.write_text(cut)
+    assert writer._Store(path, HEADER, write=False).rows == {"k": {0: ROW}} and path.read_text() == cut
+    with pytest.warns(UserWarning, match="the last line was cut off"), writer._Store(path, HEADER) as book: assert book.rows == {"k": {0: ROW}}
+    assert path.read_text() == f"{head}\n{json.dumps(ROW)}\n"
+
+
+def test_places_where_no_store_can_be(tmp_path):
+    with pytest.raises(InputError, match="is a folder, expected the file of a store"): writer._Store(tmp_path, HEADER)
+    with pytest.raises(InputError, match=r"s\.jsonl\.gz: a store grows line by line and is not zipped; give a path without \.gz"): writer._Store(tmp_path / "s.jsonl.gz", HEADER)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
+    import errno
+    import os
+    path = tmp_path / "s.jsonl"
+    with writer._Store(path, HEADER) as book:
+        book.append([ROW])
+        before = path.read_bytes()
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            with monkeypatch.context() as m, pytest.raises(InputError, match=rf"^no space left on the disk while writing s\.jsonl: the texts up to here are kept \({os.strerror(number)}\); free some space"):
+                m.setattr(writer.os, "fsync", lambda f: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+                book.append([{**ROW, "attempt": 1}])
+            assert path.read_bytes() == before
+        book.append([{**ROW, "attempt": 2}])
+    assert [r["attempt"] for r in raw(path)] == [0, 2]
+
+
 def test_filters_are_no_part_of_the_store(tiny, tmp_path, calls):
     store = tmp_path / "s.jsonl"
     write_negatives(PAIRS, config=CONFIG, model=tiny, store=store)
@@ -306,10 +364,13 @@ POSITIVE = "Return a sorted copy of an array. The order of equal elements is kep
     ("no sentence ends here " * 20, "too short"),
     ("The array is sorted again. " * 12, "repeats itself"),
     (POSITIVE + " " + POSITIVE.replace("sorted", "ordered"), "copy of the positive"),
+    ("\ud83d", "too short"),
+    ("Half a pair \ud83d is no text. " + LONG, "kept"),
 ])
 def test_filters(text, why):
     kept, reason = clean_generation(text, POSITIVE)
     assert reason == why and (kept is not None) == (why == "kept")
+    if kept: kept.encode() # no half of a surrogate pair
 
 
 def test_cut_at_the_last_sentence_end():
