@@ -225,7 +225,7 @@ def gain_by_margin(
 # %% ../nbs/09d_comparisons.ipynb #6157ddff
 @_redrawable
 def agreement_heatmap(
-    table: "pd.DataFrame", # Columns target, scorer (encoders), value, lo, hi; optional dataset, a panel each
+    table: "pd.DataFrame", # Columns target, scorer (encoders), value, lo, hi; optional dataset, a panel each, and sources, the number behind a value
     label: str = "Kendall tau-b with the order after training", # Of the values, which lie between -1 and 1
 ) -> "Figure":
     "A cell per target and scoring encoder, value and interval printed; the in-family cells are framed. Raises `InputError`. [ours]"
@@ -247,13 +247,13 @@ def agreement_heatmap(
                 dark = 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2] < 0.5
                 ax.text(x, y, text, ha="center", va="center", fontsize=6, color="#FFFFFF" if dark else "#000000")
             ax.set_xlim(-0.55, len(scorers) - 0.45); ax.set_ylim(len(targets) - 0.45, -0.55)
-            ax.set_xticks(range(len(scorers)), scorers); ax.set_yticks(range(len(targets)), targets)
+            ax.set_xticks(range(len(scorers)), scorers); ax.set_yticks(range(len(targets)), [f"{t}\nn = {_count(part['sources'][part['target'] == t], '')[4:].strip()}" if "sources" in part else t for t in targets])
             ax.set_ylabel("target"); ax.set_xlabel("scored by")
             if dataset: ax.set_title(dataset)
             for side in ax.spines.values(): side.set_visible(False)
             ax.tick_params(length=0)
         for ax in axes.flat[len(datasets):]: ax.set_visible(False)
-        fig.supxlabel("\n".join(textwrap.wrap(f"{label}, 95 % interval; framed: in-family", 58 if columns == 1 else 120)), fontsize=7)
+        fig.supxlabel("\n".join(textwrap.wrap(f"{label}, 95 % interval; framed: in-family" + ("; n: sources that were ordered" if "sources" in table else ""), 58 if columns == 1 else 120)), fontsize=7)
     return fig
 
 def _rectangle(x: int, y: int, face, edge: str, width: float):

@@ -454,6 +454,34 @@ def spectrum(
     return fig
 
 # %% ../nbs/09_figures.ipynb #59d66766
+_LINEAR = 4.0 # a row that goes farther than this gets an axis that is logarithmic beyond 1
+
+def _wide_axis(ax: "Axes", low: float, high: float) -> None:
+    "Linear up to 100 % on both sides, logarithmic beyond, with room around the values and the ticks that have room."
+    ax.set_yscale("symlog", linthresh=1, linscale=1)
+    ax.minorticks_off()
+    scale = ax.yaxis.get_transform()
+    a, b = scale.transform([low, high])
+    low, high = scale.inverted().transform([a - 0.08 * (b - a), b + 0.08 * (b - a)])
+    ax.set_ylim(low, high)
+    outer = [s * max(m * 10.0**k for m in (1, 2, 5) for k in range(6) if m * 10.0**k <= max(abs(v), 1)) for s, v in ((1, high), (-1, low)) if s * v > 1]
+    at, kept = (lambda v: ax.transAxes.inverted().transform(ax.transData.transform((0, v)))[1]), []
+    for v in [0, *outer, 1, -1]:
+        if low <= v <= high and all(abs(at(v) - at(k)) > 0.27 for k in kept): kept.append(v)
+    ax.set_yticks(kept)
+
+def _undefined(ax: "Axes", missing: list[str], looks: dict[str, tuple[str, str]]) -> None:
+    "Says whose curve has no value, or ends, where nothing is drawn."
+    from matplotlib.transforms import offset_copy
+    note = dict(fontsize=6, va="center", transform=ax.transAxes)
+    if len(missing) == len(looks) and not ax.collections: ax.text(0.5, 0.5, "undefined", ha="center", color="#595959", **note); return
+    drawn = [ax.transAxes.inverted().transform(ax.transData.transform(p))[1] for band in ax.collections for path in band.get_paths() for p in path.vertices]
+    above = not drawn or 1 - max(drawn) >= min(drawn)
+    for k, encoder in enumerate(missing):
+        y, (colour, marker) = 0.84 - 0.23 * k if above else 0.16 + 0.23 * k, looks[encoder]
+        ax.text(0.98, y, "undefined", ha="right", color=colour, **note).set_in_layout(False)
+        if len(looks) > 1: ax.plot(0.98, y, marker, ms=2.6, color=colour, transform=offset_copy(ax.transAxes, ax.figure, x=-34, units="points"), scalex=False, scaley=False)
+
 @_redrawable
 def planted_curves(
     table: "pd.DataFrame", # Columns encoder, change, measure, share (of the negatives, 0 to 1), relative, lo, hi (1 is the size at share 0), expected (1 up, -1 down, 0 neither), queries
@@ -464,28 +492,40 @@ def planted_curves(
     _ordered("planted_curves", table, "lo", "hi")
     encoders, changes, measures = (list(dict.fromkeys(table[c])) for c in ("encoder", "change", "measure"))
     looks = dict(zip(encoders, ((_COLOURS[i % len(_COLOURS)], "os^Dv<>"[i % 7]) for i in range(len(encoders)))))
+    shares = {key: sorted(set(part["share"])) for key, part in table.groupby(["encoder", "change"], sort=False)}
+    spans = {m: (values.min(), values.max()) for m, part in table.groupby("measure", sort=False) for values in [part[["relative", "lo", "hi"]].to_numpy()]}
+    wide = {m: max(map(abs, span)) > _LINEAR for m, span in spans.items()}
+    ends: dict[tuple[int, int], list[str]] = {}
     with _panels(len(measures), len(changes), DOUBLE, 0.56 * len(measures) + 0.95, sharex=True, sharey="row") as (fig, axes):
         for (i, measure), (j, change) in product(enumerate(measures), enumerate(changes)):
             ax, part = axes[i, j], table[(table["measure"] == measure) & (table["change"] == change)]
             ax.axhline(0, color="#333333", lw=0.6)
             for encoder, curve in part.sort_values("share").groupby("encoder", sort=False):
                 colour, marker = looks[encoder]
-                ax.fill_between(curve["share"], curve["lo"], curve["hi"], color=colour, alpha=0.25, lw=0)
-                ax.plot(curve["share"], curve["relative"], color=colour, marker=marker, ms=2.6, lw=0.9)
-            if not len(part): ax.text(0.5, 0.5, "not defined", transform=ax.transAxes, ha="center", va="center", fontsize=7, color=GREY)
+                curve = curve.set_index("share").reindex(shares[encoder, change]) # a share without a value breaks the line
+                ax.fill_between(curve.index, curve["lo"], curve["hi"], color=colour, alpha=0.25, lw=0)
+                ax.plot(curve.index, curve["relative"], color=colour, marker=marker, ms=2.6, lw=0.9)
+            ends[i, j] = [e for e in encoders if (e, change) in shares and set(shares[e, change]) - set(part["share"][part["encoder"] == e])]
             if i == 0: ax.set_title("\n".join([*textwrap.wrap(change, 15), _count(table["queries"][table["change"] == change], "queries")]), fontsize=7)
             if j == 0: ax.set_ylabel("\n".join(line for part in re.split(r" (?=\()", measure) for line in textwrap.wrap(part, 14)), rotation=0, ha="right", va="center", fontsize=7)
             _clean(ax, "y")
         axes[0, 0].set_xlim(-0.03, 1.03); axes[0, 0].set_xticks([0, 0.5, 1], ["0", "0.5", "1"]) # shared by all
         for i, measure in enumerate(measures):
-            axes[i, 0].locator_params(axis="y", nbins=3); axes[i, 0].yaxis.set_major_formatter(lambda v, _: f"{100 * v:{'+,.0f' if abs(v) >= 10 else '+.3g'}}%".replace("-", "\u2212") if abs(v) > 1e-12 else "0")
+            if wide[measure]: _wide_axis(axes[i, 0], *spans[measure])
+            else: axes[i, 0].locator_params(axis="y", nbins=3)
+            axes[i, 0].yaxis.set_major_formatter(lambda v, _: f"{100 * v:{'+,.0f' if abs(v) >= 10 else '+.3g'}}%".replace("-", "\u2212") if abs(v) > 1e-12 else "0")
             low, high = axes[i, 0].get_ylim() # of the whole row
             for j, change in enumerate(changes):
                 way = table["expected"][(table["measure"] == measure) & (table["change"] == change)]
                 if len(way) and way.iloc[0]: axes[i, j].axhspan(0, high if way.iloc[0] > 0 else low, color="#E4E4E4", zorder=-2, lw=0)
             axes[i, 0].set_ylim(low, high)
+            for j, ax in enumerate(axes[i]):
+                for edge in (-1, 1) if wide[measure] else (): ax.axhline(edge, color=GREY, lw=0.6, ls=":", zorder=-1)
+                if missing := ends[i, j]: _undefined(ax, missing, looks)
+            axes[i, 0].set_ylim(low, high)
         from matplotlib.lines import Line2D
         handles = [Line2D([], [], color=c, marker=m, ms=3, lw=0.9, label=e) for e, (c, m) in looks.items()]
         shaded = "; shaded: the expected side" if table["expected"].any() else ""
-        fig.legend(handles=handles, loc="outside lower center", ncols=min(5, len(encoders)), title=f"share of negatives replaced; {label};\nbands: 95 % intervals over queries{shaded}", title_fontsize=7)
+        notes = [f"share of negatives replaced; {label}", f"bands: 95 % intervals over queries{shaded}", *(["between dotted lines (\u2212100 % to +100 %) the axis is linear, beyond them logarithmic"] if any(wide.values()) else []), *(["undefined: the measure has no value at some or all of the shares"] if any(ends.values()) else [])]
+        fig.legend(handles=handles, loc="outside lower center", ncols=min(5, len(encoders)), title=";\n".join(notes), title_fontsize=7)
     return fig

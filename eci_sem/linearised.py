@@ -163,10 +163,11 @@ def score_scatter(
     with _panels(len(encoders), len(steps), DOUBLE if len(steps) > 1 else SINGLE, 1.75 * len(encoders) + 0.6) as (fig, axes):
         for i, encoder in enumerate(encoders):
             for ax, k in zip(axes[i], steps):
-                for row in table[(table["encoder"] == encoder) & (table["steps"] == k)].itertuples():
+                part = table[(table["encoder"] == encoder) & (table["steps"] == k)]
+                for row in part.itertuples():
                     face = _face(styles[row.source], row.kind == "control")
                     ax.errorbar(row.score, row.decrease, xerr=[[max(row.score - row.score_lo, 0)], [max(row.score_hi - row.score, 0)]], yerr=[[max(row.decrease - row.lo, 0)], [max(row.hi - row.decrease, 0)]], elinewidth=0.6, **face)
-                ax.set_title(f"{k:g} step" + "s" * (k > 1)); ax.set_xlabel(f"{label} (nats)")
+                ax.set_title(f"{k:g} step{'s' * (k > 1)}, n = {len(part):,} sources"); ax.set_xlabel(f"{label} (nats)")
                 # a few plain ticks: small numbers side by side run into each other
                 for axis in (ax.xaxis, ax.yaxis): axis.set_major_locator(MaxNLocator(4)); axis.set_major_formatter(lambda v, _: f"{v:.3g}".replace("-", "\u2212"))
                 _clean(ax, "both")

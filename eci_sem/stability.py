@@ -98,7 +98,7 @@ def order_curves(
 # %% ../nbs/09c_stability.ipynb #4c958a76
 @_redrawable
 def stability_dots(
-    table: "pd.DataFrame", # Columns encoder, ablation (group of settings), setting, tau, lo, hi, same_first (1 or 0); tau, lo and hi may be empty; optional queries
+    table: "pd.DataFrame", # Columns encoder, ablation (group of settings), setting, tau, lo, hi, same_first (1 or 0); tau, lo and hi may be empty; optional queries, and sources, the number that an order has
     label: str = "Kendall's tau-b with the default's order", # Of the value axis
     threshold: float | None = None, # Marked on the value axis
     level: float = 0.95, # Level of the interval, for the note
@@ -106,7 +106,10 @@ def stability_dots(
     "Rank correlations as dots with intervals: a row per setting, grouped, a panel per encoder. Raises `InputError`. [ours]"
     table = _check("stability_dots", table, ("encoder", "ablation", "setting"), ("tau", "lo", "hi", "same_first"), ("encoder", "ablation", "setting"), gaps=("tau", "lo", "hi"))
     _ordered("stability_dots", table, "lo", "hi")
-    encoders, rows = list(dict.fromkeys(table["encoder"])), []
+    encoders, rows, counted = list(dict.fromkeys(table["encoder"])), [], "sources" in table
+    usual = int(table["sources"].mode()[0]) if counted else 0
+    # a block that compares another number says so
+    blocks = {g: g if not counted or (part["sources"] == usual).all() else f"{g} ({_count(part['sources'], '').strip()})" for g, part in table.groupby("ablation", sort=False)}
     for group in dict.fromkeys(table["ablation"]): rows += [(group, None), *((group, s) for s in dict.fromkeys(table["setting"][table["ablation"] == group]))]
     columns = min(3, len(encoders)); tall = math.ceil(len(encoders) / columns)
     with _panels(tall, columns, SINGLE if columns == 1 else DOUBLE, tall * (0.55 + 0.128 * len(rows)) + 0.25, sharex=True, sharey=True) as (fig, axes):
@@ -117,13 +120,15 @@ def stability_dots(
                 y, colour = rows.index((row.ablation, row.setting)), "#0072B2" if row.same_first else "#D55E00"
                 ax.plot([row.lo, row.hi], [y, y], color=colour, lw=0.9)
                 ax.plot(row.tau, y, "o" if row.same_first else "D", color=colour, mfc=colour if row.same_first else "white", ms=3.4, mew=0.8, clip_on=False)
-            ax.set_yticks(range(len(rows)), [group if setting is None else setting for group, setting in rows], fontsize=7)
+            ax.set_yticks(range(len(rows)), [blocks[group] if setting is None else setting for group, setting in rows], fontsize=7)
             for text, (_, setting) in zip(ax.get_yticklabels(), rows):
                 if setting is None: text.set_fontweight("bold")
             ax.set(xlim=(-1.06, 1.06), ylim=(len(rows) - 0.4, -0.6), xticks=[-1, -0.5, 0, 0.5, 1], title=_title(columns, encoder, _count(table["queries"][table["encoder"] == encoder], "queries") if "queries" in table else ""))
             ax.set_xticklabels(["\u22121", "\u22120.5", "0", "0.5", "1"])
             _clean(ax, "x"); ax.tick_params(axis="x", labelbottom=True)
         for ax in axes.flat[len(encoders):]: ax.set_visible(False)
-        note = [f"line: {100 * level:g} % interval; filled: the same source first; open: another", *([f"dotted: {threshold:g}"] if threshold is not None else [])]
+        # a subsample has a first source of its own: the notebook counts them
+        sampled = " (sample size: in under 97.5 % of the subsamples)" if "sample size" in blocks else ""
+        note = [f"line: {100 * level:g} % interval", "filled: the same source first", f"open: another{sampled}", *([f"dotted: {threshold:g}"] if threshold is not None else []), *([f"n: sources in order, {usual:,}{' where a block names no other number' if table['sources'].nunique() > 1 else ''}"] if counted else [])]
         fig.supxlabel("\n".join(line for text in (label, "; ".join(note)) for line in textwrap.wrap(text, 56 if columns == 1 else 120)), fontsize=7)
     return fig

@@ -123,6 +123,13 @@ def test_in_family_cells_are_framed_and_values_printed():
     assert len(framed) == 2 and {t.get_text().split("\n")[0] for t in ax.texts} == {"0.70", "\u22120.10", "0.20", "0.60"}
 
 
+def test_a_row_tells_how_many_sources_were_ordered():
+    rows = pd.DataFrame([dict(dataset="one", target=t, scorer=s, value=0.1, lo=0.0, hi=0.2, sources=n) for t, n in (("a", 13), ("b", 4)) for s in "ab"])
+    fig = cp.agreement_heatmap(rows)
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["a\nn = 13", "b\nn = 4"] and "n: sources that were ordered" in fig.get_supxlabel()
+    assert "n:" not in cp.agreement_heatmap(rows.drop(columns="sources")).get_supxlabel()
+
+
 def test_each_panel_names_its_scorers_and_only_its_own_targets():
     rows = [dict(dataset=d, target=t, scorer=s, value=0.1, lo=0.0, hi=0.2) for d, targets in (("one", "ab"), ("two", "a"), ("three", "b")) for t in targets for s in "ab"]
     fig = cp.agreement_heatmap(pd.DataFrame(rows))

@@ -267,7 +267,7 @@ def test_planted_curves_draws_each_curve_and_shades_the_expected_side():
     low, high = axes[1, 1].get_ylim()
     spans = {k: [tuple(sorted((round(p.get_y(), 9), round(p.get_y() + p.get_height(), 9)))) for p in ax.patches] for k, ax in (("down", axes[1, 1]), ("up", axes[2, 1]), ("none", axes[0, 1]))}
     assert spans["down"] == [(round(low, 9), 0)] and spans["up"] == [(0, round(axes[2, 1].get_ylim()[1], 9))] and spans["none"] == []
-    assert [t.get_text() for t in axes[0, 1].texts] == ["not defined"] # hardness under random is not in the table
+    assert [t.get_text() for t in axes[0, 1].texts] == ["undefined"] # hardness under random is not in the table
     with pytest.raises(InputError, match="lo = 1.0 is above hi"): planted_curves(table.assign(lo=1.0))
     # a change of a hundred times is written out, a small one is not rounded away
     for times, longest in ((1, "50%"), (200, "000%"), (1e-3, ".05%")):
@@ -275,3 +275,24 @@ def test_planted_curves_draws_each_curve_and_shades_the_expected_side():
         large.canvas.draw()
         shown = [t.get_text() for ax in large.axes for t in ax.get_yticklabels()]
         assert not [t for t in shown if "e" in t] and any(t.endswith(longest) for t in shown), (times, shown)
+
+
+def test_planted_curves_of_far_and_of_missing_values_can_be_read():
+    table = planted()
+    far = (table["change"] == "random") & (table["measure"] == "mean margin") & (table["encoder"] == "glove")
+    rows = table.assign(hi=table["hi"].mask(far, 160.0)) # one band of 16,000 %
+    fig = planted_curves(rows)
+    axes = np.array(fig.axes).reshape(3, 2)
+    assert [ax.get_yscale() for ax in axes[:, 0]] == ["linear", "linear", "symlog"]
+    at = lambda v: axes[2, 1].transAxes.inverted().transform(axes[2, 1].transData.transform((0, v)))[1]
+    assert at(0.5) - at(0) > 0.1 and 0 < at(0.4) and at(160) < 0.97 # the curves have room, and nothing is cut
+    assert sorted(y.get_ydata()[0] for y in axes[2, 1].lines if y.get_linestyle() == ":") == [-1, 1] and not [y for y in axes[0, 1].lines if y.get_linestyle() == ":"]
+    said = fig.legends[0].get_title().get_text()
+    assert "beyond them logarithmic" in said and "undefined" not in planted_curves(table[table["measure"] == "trace"]).legends[0].get_title().get_text() and "logarithmic" not in planted_curves(table).legends[0].get_title().get_text()
+    # a curve that ends, and one that is not there
+    of = (table["measure"] == "trace") & (table["change"] == "copies")
+    fig = planted_curves(table[~(of & (table["encoder"] == "glove")) & ~(of & (table["encoder"] == "minilm") & (table["share"] == 0.25))])
+    ax = next(ax for ax in np.array(fig.axes).reshape(3, 2)[:, 0] if ax.get_ylabel() == "trace")
+    assert [t.get_text() for t in ax.texts] == ["undefined"] * 2 and len({t.get_color() for t in ax.texts}) == 2 and "undefined: the measure has no value" in fig.legends[0].get_title().get_text()
+    line, = [line for line in ax.lines if len(line.get_xdata()) == 3]
+    assert np.isnan(line.get_ydata()[1]) # no line over a share without a value

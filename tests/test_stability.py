@@ -74,3 +74,15 @@ def test_stability_dots_group_the_settings_and_leave_gaps_empty():
     assert dots[1] == (0.33, "white") and dots[2] == (1.0, "#0072B2") and dots[6] == (-1.0, "white") and np.isnan(dots[4][0])
     assert {1: [-0.33, 1.0], 2: [0.33, 1.0], 6: [-1.0, -0.5]}.items() <= {line.get_ydata()[0]: list(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2 and line.get_ydata()[0] == line.get_ydata()[1]}.items()
     assert 0.8 in [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == ":"]
+
+
+def test_a_block_that_compares_another_number_of_sources_says_so():
+    table = pd.concat([taus(), taus().query("ablation == 'gain'").assign(ablation="sample size", setting="25")], ignore_index=True)
+    table["sources"] = [3 if a == "tokenizer" else 8 for a in table["ablation"]]
+    def drawn(t): return (fig := stability_dots(t)), [x.get_text() for x in fig.axes[0].get_yticklabels() if x.get_fontweight() == "bold"], " ".join(fig.get_supxlabel().split())
+    _, blocks, note = drawn(table)
+    assert blocks == ["temperature", "tokenizer (n = 3)", "gain", "sample size"] and "n: sources in order, 8 where a block names no other number" in note
+    assert "open: another (sample size: in under 97.5 % of the subsamples)" in note
+    _, blocks, note = drawn(table.query("ablation == 'gain'"))
+    assert blocks == ["gain"] and note.endswith("n: sources in order, 8") and "subsamples" not in note
+    assert "n: sources" not in drawn(taus())[2]

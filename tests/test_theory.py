@@ -493,7 +493,7 @@ def test_figures_draw_the_table():
     points = link_points()
     for ax, (steps, part) in zip(score_scatter(points, label="ECI_sem").axes, points.groupby("steps")):
         dots = {(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in ax.lines if len(line.get_xdata()) == 1 and line.get_marker() not in ("None", "_", "|")}
-        assert dots == set(zip(part["score"], part["decrease"])) and ax.get_xlabel() == "ECI_sem (nats)" and ax.get_title().startswith(f"{steps} step")
+        assert dots == set(zip(part["score"], part["decrease"])) and ax.get_xlabel() == "ECI_sem (nats)" and ax.get_title() == f"{steps} step{'s' * (steps > 1)}, n = {len(part)} sources"
     with pytest.raises(InputError, match="score_scatter: lo = 1.0 is above hi"): score_scatter(points.assign(lo=1.0))
 
 

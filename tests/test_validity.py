@@ -279,7 +279,7 @@ def functions(cells, *names):
     for source, _ in cells:
         for node in ast.parse(source).body:
             name = node.name if isinstance(node, ast.FunctionDef) else node.targets[0].id if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) else None
-            if name in (*names, "CHANGES", "READINGS", "EXPECTED", "WORDS"): exec(ast.unparse(node), space)
+            if name in (*names, "CHANGES", "READINGS", "REASONED", "EXPECTED", "WORDS", "MOVES"): exec(ast.unparse(node), space)
     return [space[n] for n in names]
 
 
@@ -302,7 +302,28 @@ def test_changes_are_relative_to_share_0_of_the_same_resample(cells):
 def test_verdicts_by_hand(cells):
     moved, verdict = functions(cells, "moved", "verdict")
     assert [moved(*i) for i in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (0, 0.1), (-0.1, 0))] == [1, -1, 0, 0, 0]
-    def of(measure, low, high, path=(3, 2, 1)): return verdict(dict(encoder="e", change="copies", measure=measure, share=1.0, expected=functions(cells, "EXPECTED")[0]["copies", measure][0], change_by=0, low=low, high=high, relative=0, lo=low, hi=high, queries=5), np.array(path, float))
+    def of(measure, low, high, path=(3, 2, 1), change="copies"): return verdict(dict(encoder="e", change=change, measure=measure, share=1.0, expected=functions(cells, "EXPECTED")[0][change, measure][0], change_by=0, low=low, high=high, relative=0, lo=low, hi=high, queries=5), np.array(path, float))
     assert of("ECI_sem", -2, -1)["verdict"] == "right way" and of("mean margin", -2, -1)["verdict"] == "wrong way" and of("trace", -1, 1)["verdict"] == "not seen" and of("ECI v1", np.nan, np.nan)["verdict"] == "not defined"
     assert of("ECI_sem", -2, -1)["steady"] and not of("ECI_sem", -2, -1, (3, 4, 1))["steady"] and of("ECI_sem", -2, -1, (3, np.nan, 1))["steady"]
     assert of("mean margin", -2, -1)["expected"] == "up" and of("mean margin", -2, -1)["measured"] == "down"
+    # random is worse by the reasoning alone: no measure is right or wrong there
+    found = [of(m, *span, change="random") for m in ("ECI_sem", "mean margin") for span in ((-2, -1), (1, 2), (-1, 1), (np.nan, np.nan))]
+    assert [f["verdict"] for f in found] == 2 * ["falls", "rises", "no change seen", "not defined"] and found[0]["expected"] == "down" and "would be worse" in found[0]["reason"]
+
+
+def test_what_training_refuted_is_not_counted(cells, root):
+    space = {}
+    exec(next(source for source, _ in cells if source.startswith("CHANGES")), space)
+    counting = next(source for source, _ in cells if source.startswith("judged_changes"))
+    import pandas as pd
+    verdicts = pd.DataFrame([dict(encoder="e", measure=m, change=c, verdict="falls" if c == "random" else "right way") for m in MEASURES for c in space["CHANGES"]])
+    space |= dict(pd=pd, verdicts=verdicts, encoders=["e"], MEASURES=MEASURES)
+    exec(counting, space)
+    assert space["counted"].columns.tolist() == ["right way", "wrong way", "not seen", "not defined"] and (space["counted"]["right way"] == 5).all()
+    # what the text says of training stands in the committed results
+    from eci_sem.transfer import transfer_draws
+    for target in ("glove", "minilm"):
+        table = pd.read_parquet(root / f"figures/transfer/{target}-docstrings/scores.parquet")
+        means, draws = transfer_draws(table[table["source"].isin(["random", "bm25@1"])])
+        low, high = 100 * (draws["random"] - draws["bm25@1"]).quantile([0.025, 0.975])
+        assert f"{target} +{100 * (means['random'] - means['bm25@1']):.2f} [{low:.2f}, {high:.2f}]" in space["TRAINED"]
