@@ -60,7 +60,7 @@ def _environment() -> tuple[str, str]:
     "(address, key)."
     url, key = (os.environ.get(name, "").strip() for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"))
     if not url: raise InputError("OPENAI_BASE_URL is not set: the endpoint's address is taken from the environment only. Set it before you start, e.g. export OPENAI_BASE_URL=http://localhost:8000/v1 (a local server) or https://api.openai.com/v1.")
-    try: parts = urlsplit(url); fine = (parts.scheme in ("http", "https") and parts.hostname, parts.port)[0]
+    try: parts = urlsplit(url); fine, _ = parts.scheme in ("http", "https") and parts.hostname, parts.port # a port is looked at only when it is read
     except ValueError: raise InputError(f"OPENAI_BASE_URL is no address: {_ODD}.") from None # what it says holds a part of the address
     if not fine: raise InputError("OPENAI_BASE_URL is no address that begins with http:// or https:// and names a host, e.g. http://localhost:8000/v1.")
     if "@" in url.partition("://")[2][len(parts.netloc):]: raise InputError(f"OPENAI_BASE_URL has an @ after its host: {_ODD}; an @ of the path as %40.")
@@ -131,8 +131,8 @@ def _said(answer: Any) -> tuple[Any, Any, str]:
     if not isinstance(text, str): raise TypeError(f"'content' is {_kind(message.content)}, expected {'parts with a type, and a text in those of text' if text is None else 'text'}")
     return choices[0], message, text
 
-def _http(seconds: float) -> tuple[Any, Any]:
-    "(the library under the openai client, a client of it whose answers come whole in so many seconds): by itself it waits so long for each piece."
+def _http() -> tuple[Any, Any]:
+    "(the library under the openai client, a client of it whose timeout is for a whole answer): by itself it waits so long for each piece."
     from openai import DefaultHttpxClient
     http = import_module(next(m for c in DefaultHttpxClient.__mro__ if (m := c.__module__.partition(".")[0]).startswith("httpx"))) # httpx or httpx2
 
@@ -158,7 +158,7 @@ def _http(seconds: float) -> tuple[Any, Any]:
                     answers.put(answer)
                 except BaseException as error: answers.put(error)
             threading.Thread(target=work, daemon=True).start()
-            try: answer = answers.get(timeout=seconds + 0.25) # later than the library's own limits, which say more
+            try: answer = answers.get(timeout=request.extensions["timeout"]["read"] + 0.25) # later than the library's own limits, which say more
             except queue.Empty: late.set(); raise http.ReadTimeout("the answer is not complete", request=request) from None
             if isinstance(answer, BaseException): raise answer
             return answer
@@ -173,7 +173,7 @@ class _Endpoint:
         except ImportError: raise InputError("asking an endpoint needs the openai client: pip install 'eci_sem[llm]'.") from None
         url, self.key = _environment()
         self.endpoint, self.config, self.template, self.address = endpoint, config, prompt_text(config.prompt), _address(url)
-        http, client = _http(endpoint.timeout)
+        http, client = _http()
         try: http.URL(url)
         except http.InvalidURL: raise InputError(f"OPENAI_BASE_URL is no address: {_ODD}.") from None
         self.client = OpenAI(base_url=url, api_key=self.key, http_client=client, timeout=Timeout(endpoint.timeout, connect=min(10.0, endpoint.timeout)), max_retries=endpoint.max_retries)
