@@ -298,7 +298,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
 
 
 def test_a_store_that_has_reached_its_map_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("eci_sem.encoders._MAP_SIZES", (1 << 18,))
+    monkeypatch.setattr("eci_sem.vectors._MAP_SIZES", (1 << 18,))
     cache = EmbeddingCache(tmp_path / "c", 256)
     cache.put([b"0" * 16], np.ones((1, 256), np.float32))
     with pytest.raises(InputError, match=r"has reached 0 GB, the most address space .* raise the limit of virtual memory .* What is cached stays"):
