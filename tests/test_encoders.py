@@ -515,13 +515,15 @@ def test_a_reader_that_was_killed_keeps_no_room(tmp_path):
     cache = EmbeddingCache(tmp_path / "c", 2)
     cache.put([b"0" * 16], np.float32([[1, 2]]))
     code = "import sys; from eci_sem.encoders import EmbeddingCache; t = EmbeddingCache(sys.argv[1], 2)._env.begin(); t.get(b'0' * 16); print('reads', flush=True); sys.stdin.read()"
-    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "c")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    readers = lambda: [line.split()[0] for line in cache._env.readers().splitlines()]
-    assert other.stdout.readline() == "reads\n" and str(other.pid) in readers()
-    other.kill(); other.communicate(timeout=60)
-    assert str(other.pid) in readers()
-    cache.close()
-    assert str(other.pid) not in readers()
+    killed, stays = (subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "c")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2))
+    readers = lambda: {int(pid) for line in cache._env.readers().splitlines() if (pid := line.split()[0]).isdecimal()} - {os.getpid()}
+    try:
+        for other in (killed, stays): assert other.stdout.readline() == "reads\n"
+        killed.kill(); killed.communicate(timeout=60)
+        assert readers() == {killed.pid, stays.pid}
+        cache.close()
+        assert readers() == {stays.pid}
+    finally: stays.communicate(timeout=60)
 
 
 # what decides about a vector
