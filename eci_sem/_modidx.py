@@ -317,6 +317,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'eci_sem.encoders.Encoder._encode': ('encoders.html#encoder._encode', 'eci_sem/encoders.py'),
                                   'eci_sem.encoders.Encoder._fill': ('encoders.html#encoder._fill', 'eci_sem/encoders.py'),
                                   'eci_sem.encoders.Encoder._forward': ('encoders.html#encoder._forward', 'eci_sem/encoders.py'),
+                                  'eci_sem.encoders.Encoder._not_pooled': ('encoders.html#encoder._not_pooled', 'eci_sem/encoders.py'),
                                   'eci_sem.encoders.Encoder._static': ('encoders.html#encoder._static', 'eci_sem/encoders.py'),
                                   'eci_sem.encoders.Encoder._token_ids': ('encoders.html#encoder._token_ids', 'eci_sem/encoders.py'),
                                   'eci_sem.encoders.Encoder.dim': ('encoders.html#encoder.dim', 'eci_sem/encoders.py'),

@@ -88,6 +88,7 @@ def batch_shape(
     return max(1, TOKENS_PER_BATCH.get(device, 1024) // length), length
 
 # %% ../nbs/02_encoders.ipynb #6dd69039
+_LEFT_OUT = "prompts are not pooled" # told apart from vectors of before, in which they were
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _MOVES_NOTHING = (".md", ".py", ".log", ".png", ".jpg", ".h5", ".msgpack", ".ot", ".onnx") # files beside a model that none of its modules reads
 _WEIGHTED = ("Dense", "StaticEmbedding", "LayerNorm", "WordEmbeddings", "CNN", "LSTM", "WeightedLayerPooling") # modules that read model.safetensors, or else a pickle
@@ -119,7 +120,8 @@ def _fingerprint_folder(folder: Path) -> str:
     _check_parts(folder)
     # pickles that lie beside safetensors are not read; each part is walked, for rglob does not follow a link to a folder
     files = {p for root in (folder, *(part for part, _ in _parts(folder))) for p in root.rglob("*") if p.is_file() and p.suffix not in (*_MOVES_NOTHING, *_PICKLES) and not any(part.startswith(".") for part in p.relative_to(root).parts)}
-    return sha256_text(*(f"{p.relative_to(folder).as_posix()}={_sha256_file(p)}" for p in sorted(files)))
+    settings = [json.loads((part / "config.json").read_text(encoding="utf-8")) for part, kind in _parts(folder) if kind == "Pooling"]
+    return sha256_text(*(f"{p.relative_to(folder).as_posix()}={_sha256_file(p)}" for p in sorted(files)), *(_LEFT_OUT for s in settings if isinstance(s, dict) and s.get("include_prompt") is False))
 
 def _settings(model: Any) -> str:
     "What moves a vector besides the tensors: pooling and the like, prompts, the tokenizer."
@@ -131,7 +133,8 @@ def _settings(model: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(backend, "to_str"): words = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")} # those change with every call
     else: words = sorted(tokenizer.get_vocab().items()) if hasattr(tokenizer, "get_vocab") else type(tokenizer).__name__
-    return json.dumps([[config(m) for m in model], getattr(model, "prompts", None), words], sort_keys=True, default=str)
+    left_out = [_LEFT_OUT] if any(getattr(m, "include_prompt", None) is False for m in model) else []
+    return json.dumps([[config(m) for m in model], getattr(model, "prompts", None), words, *left_out], sort_keys=True, default=str)
 
 def _fingerprint_model(model: Any) -> str:
     import torch
@@ -317,7 +320,7 @@ class Encoder:
 
     def _fill(self, texts: list[str], keys: list[bytes], missing: np.ndarray, prompt: str, what: str, vectors: np.ndarray, store: EmbeddingCache | None, progress: bool | None, batch_size: int) -> int: # texts that were cut
         from tqdm.auto import tqdm
-        ids, cut = self._token_ids([prompt + texts[i] for i in missing])
+        (ids, cut), skip = self._token_ids([prompt + texts[i] for i in missing]), self._not_pooled(prompt)
         products = import_module("eci_sem.products").quick_products(self.model, self.dtype, self.device) # weights are packed for this call
         # longest first: a batch that doesn't fit in memory fails at once, and the bar's estimate errs on the safe side
         order = sorted(range(len(missing)), key=lambda k: (-batch_shape(len(ids[k]))[1], missing[k]))
@@ -328,7 +331,7 @@ class Encoder:
                 n, length = (4096, 0) if self._static else batch_shape(len(ids[order[at]]), self.device.split(":")[0])
                 batch = [order[at]]
                 while len(batch) < n and at + len(batch) < len(order) and (self._static or batch_shape(len(ids[order[at + len(batch)]]))[1] == length): batch.append(order[at + len(batch)])
-                with products: out = self._forward([ids[k] for k in batch], n, length)
+                with products: out = self._forward([ids[k] for k in batch], n, length, skip)
                 norm = np.linalg.norm(out.astype(np.float64), axis=1)
                 bad = np.flatnonzero(~np.isfinite(norm) | (norm < 1e-12))
                 if len(bad): raise InputError(f"encoder {self.name!r} gives a vector that is zero or not finite for: {texts[missing[batch[bad[0]]]][:80]!r}.")
@@ -351,7 +354,12 @@ class Encoder:
         if empty is not None: raise InputError(f"encoder {self.name!r} finds no token in {texts[empty][:80]!r}.")
         return [list(x[:self.max_length]) for x in ids], cut
 
-    def _forward(self, ids: list[list[int]], rows: int, length: int) -> np.ndarray:
+    def _not_pooled(self, prompt: str) -> int: # tokens in front that the model's pooling leaves out, as its own `encode` counts them
+        if not prompt or self._static or not any(getattr(m, "include_prompt", None) is False for m in self.model): return 0
+        ids = self.model.tokenizer(prompt, truncation=True, max_length=self.max_length, verbose=False)["input_ids"]
+        return len(ids) - (ids[-1] in self.model.tokenizer.all_special_ids)
+
+    def _forward(self, ids: list[list[int]], rows: int, length: int, skip: int = 0) -> np.ndarray:
         import torch
         with torch.inference_mode():
             if self._static:
@@ -366,6 +374,7 @@ class Encoder:
                     full[r, :len(x)] = torch.tensor(x); mask[r, :len(x)] = 1
                 features = {"input_ids": full.to(self.device), "attention_mask": mask.to(self.device)}
                 if "token_type_ids" in tokenizer.model_input_names: features["token_type_ids"] = torch.zeros_like(features["input_ids"])
+                if skip: features["prompt_length"] = skip
             if self.dtype == "float32": features = self.model(features)
             else:
                 for module in self.model: features = {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in module(features).items()}

@@ -625,6 +625,23 @@ def test_prompts_of_a_folder_are_put_as_the_model_itself_puts_them(projected, tm
         with pytest.raises(InputError, match=rf"{folder.name}/config_sentence_transformers.json: expected JSON with prompts"): load_encoder(folder)
 
 
+def test_a_pooling_that_leaves_the_prompt_out_does_so_here_too(projected, tmp_path, monkeypatch):
+    import json
+    pooling = json.loads((projected / "1_Pooling/config.json").read_text())
+    folder, sample = changed(projected, tmp_path, **{"1_Pooling__config_json": json.dumps({**pooling, "include_prompt": False})}), texts(5, seed=9, longest=20)
+    encoder = load_encoder(folder, cache=tmp_path / "c")
+    model, same = encoder.model, load_encoder(projected, cache=False)
+    own = Encoder(model, "own", query_prompt="query : ", passage_prompt="passage : ", cache=False)
+    for k, theirs in ((0, model.encode_query), (1, model.encode_document)):
+        for e in (encoder, own): np.testing.assert_allclose((e.encode_queries, e.encode_passages)[k](sample), theirs(sample, normalize_embeddings=True), atol=2e-6)
+    assert np.abs(encoder.encode_queries(sample) - same.encode_queries(sample)).max() > 1e-4 and encoder.fingerprint != same.fingerprint
+    assert np.abs(load_encoder(folder, dtype="bfloat16", cache=False).encode_queries(sample) - encoder.encode_queries(sample)).max() < 0.05
+    before = [load_encoder(f).fingerprint for f in (folder, projected)] + [Encoder(m, "own").fingerprint for m in (model, same.model)]
+    monkeypatch.setattr("eci_sem.encoders._LEFT_OUT", "as it was before")
+    after = [load_encoder(f).fingerprint for f in (folder, projected)] + [Encoder(m, "own").fingerprint for m in (model, same.model)]
+    assert [a == b for a, b in zip(before, after)] == [False, True, False, True], "what was cached of before is not served, and nothing else is lost"
+
+
 @pytest.mark.parametrize("files, message", [
     (dict(config_json='{"model_type": "nosuch"}'), r"the model can't be loaded \(ValueError: .*nosuch.*\); expected a folder that this machine's sentence-transformers or transformers can read"),
     (dict(modules_json="[]"), "/modules.json: no list of modules, each with path and type"), (dict(modules_json='[{"path": "", "type": null}]'), "/modules.json: "),
