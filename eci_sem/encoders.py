@@ -4,18 +4,14 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'LADDER', 'TOKENS_PER_BATCH', 'BFLOAT16', 'UNHELD', 'SAMPLED', 'HUB', 'EmbeddedModel', 'embedded_path',
-           'batch_shape', 'EmbeddingCache', 'fast_dtype', 'asked_fast', 'sampled_queries', 'Encoder', 'HubFamily',
-           'check_tokenizer', 'quiet_loading', 'converted_gguf', 'load_encoder']
+           'batch_shape', 'fast_dtype', 'asked_fast', 'sampled_queries', 'Encoder', 'HubFamily', 'check_tokenizer',
+           'quiet_loading', 'converted_gguf', 'load_encoder']
 
 # %% ../nbs/02_encoders.ipynb #bc633d1f
 import copy
 import hashlib
 import importlib.util
 import json
-import os
-import tempfile
-import warnings
-import zlib
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from .collection import InputError, atomic_folder, atomic_path, cache_dir, sha256_text, unknown_name, write_text
+from .collection import InputError, atomic_folder, atomic_path, cache_dir, sha256_text, unknown_name
 from .download import digest
 from .hub import hub_model, refuse_code
+from .vectors import EmbeddingCache
 
 # %% ../nbs/02_encoders.ipynb #2bfca27f
 @dataclass(frozen=True)
@@ -50,9 +47,10 @@ EMBEDDED: dict[str, EmbeddedModel] = {
 }
 
 def _sha256_file(path: Path) -> str:
-    # reading 500 MB takes a second: the digest is remembered under path, size and time of change
+    # reading 500 MB takes a second: the digest is remembered, under the path and all that another content changes:
+    # tools that unpack or copy set the time of writing, but none can set that of the last change (ctime)
     stat = path.stat()
-    key, book = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}", cache_dir() / "sha256.json"
+    key, book = "|".join(map(str, (path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_dev, stat.st_ino))), cache_dir() / "sha256.json"
     known: dict[str, str] = {}
     try: known = json.loads(book.read_text(encoding="utf-8"))
     except (OSError, ValueError): pass
@@ -89,128 +87,41 @@ def batch_shape(
     length = next((n for n in LADDER if n >= tokens), tokens)
     return max(1, TOKENS_PER_BATCH.get(device, 1024) // length), length
 
-# %% ../nbs/02_encoders.ipynb #618642a1
-def _damage() -> tuple[type[Exception], ...]:
-    "The LMDB errors that mean a damaged file rather than a full disk or a missing permission."
-    import lmdb
-    return lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PageNotFoundError, lmdb.PanicError
-
-# The map is address space, not disk: the file grows as it is filled. 4 TB are a billion vectors of 1,024 dimensions;
-# where a process may not have so much, the first size that it may.
-_MAP_SIZES = (1 << 42, 1 << 38, 1 << 34, 1 << 31)
-
-_CRC_OF_WHOLE = 0x2144DF1C # CRC-32 of any bytes followed by their own CRC-32, little end first
-_CUT = 0x5EC1 # flipped in the CRC-32 of a vector whose text was cut: the mark takes no room, and reading it no time
-_CRC_OF_CUT = zlib.crc32((zlib.crc32(b"") ^ _CUT).to_bytes(4, "little")) # the same for any bytes
-
-def _cut_off(env: Any, folder: Path) -> str:
-    "How short a store is. Reading past the end of its file would kill the process, so this comes before a page is touched."
-    needed, size = (env.info()["last_pgno"] + 1) * env.stat()["psize"], (folder / "data.mdb").stat().st_size
-    return f"{size:,} bytes, expected {needed:,}" if env.stat()["entries"] and size < needed else ""
-
-class EmbeddingCache:
-    "Vectors on disk, by hash of prompt and text: crash-safe, shared by processes. [ours]"
-    _open: dict[tuple[int, str], Any] = {} # LMDB allows one handle per file and process
-
-    def __init__(self,
-        folder: str | Path, # Folder of one encoder's store; made when absent
-        dim: int, # Dimension of the vectors
-    ): self.folder, self.dim, self.cut = Path(folder), dim, 0 # cut: vectors of the last look-up whose text was longer than the encoder reads
-
-    @property
-    def _env(self):
-        key = (os.getpid(), str(self.folder.resolve()))
-        if key not in self._open: self._open[key] = self._start()
-        return self._open[key]
-
-    def _start(self, retry: bool = True):
-        import lmdb
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for size in _MAP_SIZES:
-                try: env = lmdb.open(str(self.folder), map_size=size, max_readers=1024, meminit=False); break
-                except lmdb.MemoryError:
-                    if size == _MAP_SIZES[-1]: raise
-            if short := _cut_off(env, self.folder):
-                env.close()
-                raise lmdb.CorruptedError(short)
-            return env
-        except _damage() as e:
-            if not retry: raise InputError(f"the embedding cache in {self.folder} can't be opened ({e}): delete that folder.") from e
-            self._set_aside(str(e))
-            return self._start(retry=False)
-        except OSError as e: raise InputError(f"the embedding cache in {self.folder} can't be used ({e.strerror or e}); set ECI_SEM_CACHE to a folder that can be written.") from e
-        except lmdb.Error as e: raise InputError(f"the embedding cache in {self.folder} can't be opened ({e}); set ECI_SEM_CACHE to another folder or delete it.") from e
-
-    def _set_aside(self, why: str) -> None:
-        self.close()
-        aside = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix=f"{self.folder.name}.damaged-"))
-        os.replace(self.folder, aside / self.folder.name)
-        warnings.warn(f"the embedding cache {self.folder.name} is damaged ({why}): set aside in {aside.name} and rebuilt.", stacklevel=4)
-
-    def close(self) -> None:
-        "Close the store in this process; the next use opens it again."
-        env = self._open.pop((os.getpid(), str(self.folder.resolve())), None)
-        if env is not None: env.close()
-
-    def get(self,
-        keys: Sequence[bytes], # 16 bytes each
-    ) -> tuple[np.ndarray, np.ndarray]: # float32 vectors (n, dim), and which were there (n,)
-        "Look vectors up; a record that fails its checksum counts as absent."
-        import lmdb
-        vectors, found = np.empty((len(keys), self.dim), np.float32), np.zeros(len(keys), bool)
-        size, self.cut = 4 * self.dim + 4, 0
-        try:
-            with self._env.begin() as txn:
-                for at in range(0, len(keys), 1024): # small enough to stay in the processor's cache on its way to `vectors`
-                    records = list(map(txn.get, keys[at:at + 1024]))
-                    sums = [zlib.crc32(r) if r is not None and len(r) == size else 0 for r in records]
-                    good = [i for i, c in enumerate(sums) if c == _CRC_OF_WHOLE or c == _CRC_OF_CUT]
-                    if not good: continue
-                    self.cut += sums.count(_CRC_OF_CUT)
-                    rows = np.array(good) + at
-                    vectors[rows] = np.frombuffer(b"".join([records[i] for i in good]), np.float32).reshape(len(good), self.dim + 1)[:, :self.dim]
-                    found[rows] = True
-        except _damage() as e:
-            self._set_aside(str(e))
-            found[:] = False
-        except lmdb.Error as e: raise InputError(f"the embedding cache in {self.folder} can't be read ({e}): close other processes that use it, or set ECI_SEM_CACHE to another folder. What is cached stays.") from e
-        return vectors, found
-
-    def put(self,
-        keys: Sequence[bytes], # 16 bytes each
-        vectors: np.ndarray, # float32 (n, dim)
-        cut: Sequence[bool] | None = None, # Which texts were longer than the encoder reads; None: none
-    ) -> None:
-        "Store vectors in one transaction: all of them or none."
-        import lmdb
-        try:
-            with self._env.begin(write=True) as txn:
-                for key, v, short in zip(keys, np.ascontiguousarray(vectors, np.float32), [False] * len(keys) if cut is None else cut):
-                    raw = v.tobytes()
-                    txn.put(key, raw + (zlib.crc32(raw) ^ (_CUT if short else 0)).to_bytes(4, "little"))
-        # the vectors are at hand: losing a damaged cache must not lose the run
-        except _damage() as e: self._set_aside(str(e))
-        except lmdb.MapFullError as e: raise InputError(f"the embedding cache in {self.folder} has reached {self._env.info()['map_size'] / 1e9:,.0f} GB, the most address space that this process may have for it: raise the limit of virtual memory (ulimit -v), or give the encoder another folder with cache=. What is cached stays.") from e
-        # a failed transaction leaves the store as it was
-        except (lmdb.Error, OSError) as e:
-            raise InputError(f"the embedding cache in {self.folder} can't grow ({e}): free some space, or set ECI_SEM_CACHE to a folder on another disk. What is cached stays.") from e
-
-    def describe(self,
-        info: dict[str, Any], # `Encoder.info`
-    ) -> None:
-        "Say once whose vectors these are, for `eci_sem.cache`."
-        path = self.folder / "encoder.json"
-        try:
-            if self.folder.is_dir() and not path.exists(): write_text(path, json.dumps(info, indent=1, default=str) + "\n")
-        except (OSError, InputError): pass # a name is a convenience
-
-    def __len__(self) -> int: return self._env.stat()["entries"]
-
 # %% ../nbs/02_encoders.ipynb #6dd69039
+_LEFT_OUT = "prompts are not pooled" # told apart from vectors of before, in which they were
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_MOVES_NOTHING = (".md", ".py", ".log", ".png", ".jpg", ".h5", ".msgpack", ".ot", ".onnx") # files beside a model that none of its modules reads
+_WEIGHTED = ("Dense", "StaticEmbedding", "LayerNorm", "WordEmbeddings", "CNN", "LSTM", "WeightedLayerPooling") # modules that read model.safetensors, or else a pickle
+
+def _parts(folder: Path) -> list[tuple[Path, str]]:
+    "The folders that a model is read from, and the class of the module in each."
+    listed = folder / "modules.json"
+    if not listed.is_file(): return [(folder, "Transformer")]
+    rows = json.loads(listed.read_text(encoding="utf-8"))
+    if not isinstance(rows, list) or not rows or not all(isinstance(m, dict) and isinstance(m.get("path"), str) and isinstance(m.get("type"), str) for m in rows): raise InputError(f"{folder.name}/modules.json: no list of modules, each with path and type; fetch or save the model again.")
+    found = [(m["path"], m["type"]) for m in rows]
+    for path, _ in list(found):
+        for inner in (folder / path / "router_config.json", folder / path / "config.json"): # a module that chooses among others keeps them below it
+            more = json.loads(inner.read_text(encoding="utf-8")) if inner.is_file() else {}
+            if isinstance(more, dict) and isinstance(more.get("types"), dict): found += [(f"{path}/{name}" if path else name, str(kind)) for name, kind in more["types"].items()]
+    if out := next((p for p, _ in found if Path(p).is_absolute() or ".." in Path(p).parts), None): raise InputError(f"{folder.name}/modules.json: names {out!r}, which lies outside of the model's folder; fetch or save the model again.")
+    return [(folder / p, kind.rpartition(".")[2]) for p, kind in dict(found).items()]
+
+def _check_parts(folder: Path) -> None:
+    "Refuse a model of which a part is missing or pickled, before it is read."
+    for part, kind in _parts(folder):
+        name, pickles = part.relative_to(folder.parent).as_posix(), sorted(p.name for p in part.glob("*") if p.suffix in _PICKLES)
+        # a transformer is told to read safetensors, whatever their names; other modules look for one name
+        whole = any(part.glob("*.safetensors")) if kind == "Transformer" else (part / "model.safetensors").is_file()
+        if not whole and (pickles or kind in _WEIGHTED): raise InputError(f"{name}: no {'.safetensors file' if kind == 'Transformer' else 'model.safetensors'} ({', '.join(pickles) or 'no weights'} found). Pickled weights are never fetched or loaded: convert them once where you trust them, with save_pretrained(..., safe_serialization=True).")
+        if kind in ("Pooling", "Dense") and not (part / "config.json").is_file(): raise InputError(f"{name}: no config.json, so nothing says how this {kind} module works; fetch or save the model again.")
+
 def _fingerprint_folder(folder: Path) -> str:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".safetensors", ".json", ".txt", ".model", ".npy", ".gguf") and not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    return sha256_text(*(f"{p.relative_to(folder).as_posix()}={_sha256_file(p)}" for p in files))
+    _check_parts(folder)
+    # pickles that lie beside safetensors are not read; each part is walked, for rglob does not follow a link to a folder
+    files = {p for root in (folder, *(part for part, _ in _parts(folder))) for p in root.rglob("*") if p.is_file() and p.suffix not in (*_MOVES_NOTHING, *_PICKLES) and not any(part.startswith(".") for part in p.relative_to(root).parts)}
+    settings = [json.loads((part / "config.json").read_text(encoding="utf-8")) for part, kind in _parts(folder) if kind == "Pooling"]
+    return sha256_text(*(f"{p.relative_to(folder).as_posix()}={_sha256_file(p)}" for p in sorted(files)), *(_LEFT_OUT for s in settings if isinstance(s, dict) and s.get("include_prompt") is False))
 
 def _settings(model: Any) -> str:
     "What moves a vector besides the tensors: pooling and the like, prompts, the tokenizer."
@@ -222,7 +133,8 @@ def _settings(model: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(backend, "to_str"): words = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")} # those change with every call
     else: words = sorted(tokenizer.get_vocab().items()) if hasattr(tokenizer, "get_vocab") else type(tokenizer).__name__
-    return json.dumps([[config(m) for m in model], getattr(model, "prompts", None), words], sort_keys=True, default=str)
+    left_out = [_LEFT_OUT] if any(getattr(m, "include_prompt", None) is False for m in model) else []
+    return json.dumps([[config(m) for m in model], getattr(model, "prompts", None), words, *left_out], sort_keys=True, default=str)
 
 def _fingerprint_model(model: Any) -> str:
     import torch
@@ -408,7 +320,7 @@ class Encoder:
 
     def _fill(self, texts: list[str], keys: list[bytes], missing: np.ndarray, prompt: str, what: str, vectors: np.ndarray, store: EmbeddingCache | None, progress: bool | None, batch_size: int) -> int: # texts that were cut
         from tqdm.auto import tqdm
-        ids, cut = self._token_ids([prompt + texts[i] for i in missing])
+        (ids, cut), skip = self._token_ids([prompt + texts[i] for i in missing]), self._not_pooled(prompt)
         products = import_module("eci_sem.products").quick_products(self.model, self.dtype, self.device) # weights are packed for this call
         # longest first: a batch that doesn't fit in memory fails at once, and the bar's estimate errs on the safe side
         order = sorted(range(len(missing)), key=lambda k: (-batch_shape(len(ids[k]))[1], missing[k]))
@@ -419,7 +331,7 @@ class Encoder:
                 n, length = (4096, 0) if self._static else batch_shape(len(ids[order[at]]), self.device.split(":")[0])
                 batch = [order[at]]
                 while len(batch) < n and at + len(batch) < len(order) and (self._static or batch_shape(len(ids[order[at + len(batch)]]))[1] == length): batch.append(order[at + len(batch)])
-                with products: out = self._forward([ids[k] for k in batch], n, length)
+                with products: out = self._forward([ids[k] for k in batch], n, length, skip)
                 norm = np.linalg.norm(out.astype(np.float64), axis=1)
                 bad = np.flatnonzero(~np.isfinite(norm) | (norm < 1e-12))
                 if len(bad): raise InputError(f"encoder {self.name!r} gives a vector that is zero or not finite for: {texts[missing[batch[bad[0]]]][:80]!r}.")
@@ -442,7 +354,12 @@ class Encoder:
         if empty is not None: raise InputError(f"encoder {self.name!r} finds no token in {texts[empty][:80]!r}.")
         return [list(x[:self.max_length]) for x in ids], cut
 
-    def _forward(self, ids: list[list[int]], rows: int, length: int) -> np.ndarray:
+    def _not_pooled(self, prompt: str) -> int: # tokens in front that the model's pooling leaves out, as its own `encode` counts them
+        if not prompt or self._static or not any(getattr(m, "include_prompt", None) is False for m in self.model): return 0
+        ids = self.model.tokenizer(prompt, truncation=True, max_length=self.max_length, verbose=False)["input_ids"]
+        return len(ids) - (ids[-1] in self.model.tokenizer.all_special_ids)
+
+    def _forward(self, ids: list[list[int]], rows: int, length: int, skip: int = 0) -> np.ndarray:
         import torch
         with torch.inference_mode():
             if self._static:
@@ -457,6 +374,7 @@ class Encoder:
                     full[r, :len(x)] = torch.tensor(x); mask[r, :len(x)] = 1
                 features = {"input_ids": full.to(self.device), "attention_mask": mask.to(self.device)}
                 if "token_type_ids" in tokenizer.model_input_names: features["token_type_ids"] = torch.zeros_like(features["input_ids"])
+                if skip: features["prompt_length"] = skip
             if self.dtype == "float32": features = self.model(features)
             else:
                 for module in self.model: features = {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in module(features).items()}
@@ -509,9 +427,10 @@ def _from_folder(folder: Path, pooling: str) -> Any:
         if (folder / "modules.json").exists(): return SentenceTransformer(str(folder), device="cpu", model_kwargs={"use_safetensors": True}, **own)
         body = Transformer(str(folder), model_kwargs={"use_safetensors": True, **own}, processor_kwargs=own, config_kwargs=own)
     except SafetensorError as e: raise InputError(f"{folder.name}: the weights can't be read ({e}); the file is damaged or cut off: fetch it again.") from e
-    except ValueError as e:
-        if "trust_remote_code" not in str(e): raise
-        raise InputError(f"{folder.name}: the model needs code of its own, which is never run (its architecture is not one of transformers'). If you trust it, load it yourself and pass the model: Encoder(SentenceTransformer(...), name).") from e
+    except Exception as e: # a damaged file makes any of them; tokenizers raises the bare class
+        if isinstance(e, (InputError, MemoryError)) or "not enough memory" in str(e): raise
+        if isinstance(e, ValueError) and "trust_remote_code" in str(e): raise InputError(f"{folder.name}: the model needs code of its own, which is never run (its architecture is not one of transformers'). If you trust it, load it yourself and pass the model: Encoder(SentenceTransformer(...), name).") from e
+        raise InputError(f"{folder.name}: the model can't be loaded ({type(e).__name__}: {' '.join(str(e).split())[:300]}); expected a folder that this machine's sentence-transformers or transformers can read: fetch or save it again.") from e
     return SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension(), pooling_mode=pooling), Normalize()], device="cpu")
 
 def _glove() -> Any:
@@ -550,6 +469,18 @@ def converted_gguf(
     if not (folder / "config.json").exists(): raise InputError(f"{folder}: is there already and holds no model; delete that folder.")
     return folder
 
+def _own_prompts(folder: Path) -> tuple[str, str]: # Before a query, before a passage
+    "What a sentence-transformers folder says is put before a text."
+    path = folder / "config_sentence_transformers.json"
+    if not ((folder / "modules.json").is_file() and path.is_file()): return "", ""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        given = {k: p for k, p in (found.get("prompts") or {}).items() if p is not None}
+        if not all(isinstance(p, str) for p in given.values()): raise TypeError("a prompt that is no text")
+    except (OSError, ValueError, AttributeError, TypeError) as e: raise InputError(f"{folder.name}/{path.name}: expected JSON with prompts as names and texts ({type(e).__name__}: {e}); fetch or save the model again.") from e
+    if found.get("model_type", "SentenceTransformer") != "SentenceTransformer": return "", "" # of a model of another kind sentence-transformers leaves them out
+    return given.get("query", ""), next((given[k] for k in ("document", "passage", "corpus") if k in given), "")
+
 def _hub_folder(name: str, revision: str | None) -> tuple[Path, str]:
     return hub_model(name, revision, instead=f"download it elsewhere and give the folder (load_encoder({name!r}, path=...)), or use an embedded model: {', '.join(EMBEDDED)}")
 
@@ -559,8 +490,8 @@ def load_encoder(
     path: str | Path | None = None, # A local folder to read a hub family from
     revision: str | None = None, # Commit, tag or branch on the hub; None: the family's own commit, else the main branch
     pooling: str | None = None, # "mean" or "cls" for a plain transformers folder; None: the family's own, else "mean"
-    query_prompt: str | None = None, # None: the family's own
-    passage_prompt: str | None = None, # None: the family's own
+    query_prompt: str | None = None, # None: the family's own, else the folder's own
+    passage_prompt: str | None = None, # None: the family's own, else the folder's own
     max_length: int | None = None, # Tokens, special ones included; None: the family's own
     dtype: str = "float32", # "float32", "bfloat16", or "fast" for what `fast_dtype` says, where a ranking bears it (see `fast_or_float32`)
     device: str = "cpu", # "cpu", "cuda", ...
@@ -592,7 +523,8 @@ def load_encoder(
     refuse_code(folder)
     check_tokenizer(folder)
     if (folder / "modules.json").exists() and pooling is not None and name not in HUB: raise InputError(f"{folder.name} is a sentence-transformers folder with a pooling of its own: leave pooling={pooling!r} out.")
-    chosen = pooling or family.pooling
-    return Encoder(lambda: _from_folder(folder, chosen), name if name in HUB or path is not None or commit else folder.name, weights=_fingerprint_folder(folder), max_length=max_length or (family.max_length if name in HUB else None),
-        query_prompt=family.query_prompt if query_prompt is None else query_prompt, passage_prompt=family.passage_prompt if passage_prompt is None else passage_prompt,
+    chosen, weights = pooling or family.pooling, _fingerprint_folder(folder)
+    own = (family.query_prompt, family.passage_prompt) if name in HUB else _own_prompts(folder)
+    return Encoder(lambda: _from_folder(folder, chosen), name if name in HUB or path is not None or commit else folder.name, weights=weights, max_length=max_length or (family.max_length if name in HUB else None),
+        query_prompt=own[0] if query_prompt is None else query_prompt, passage_prompt=own[1] if passage_prompt is None else passage_prompt,
         about=dict(pooling="model" if (folder / "modules.json").exists() else chosen, revision=revision, **({"hub": name, "commit": commit} if commit else {})), **options)

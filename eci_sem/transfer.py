@@ -13,8 +13,10 @@ import copy
 import gc
 import json
 import math
+import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -221,6 +223,23 @@ def _trainer(sizes: Sequence[int]) -> type:
         def get_batch_sampler(self, dataset, **kwargs): return InOrder(SequentialSampler(dataset), batch_size=max(sizes), drop_last=False)
     return Trainer
 
+def _whole(checkpoint: Path) -> bool:
+    "Was a checkpoint written to its end? Nothing in it is unpickled for that."
+    from safetensors import SafetensorError, safe_open
+    weights, states = list(checkpoint.rglob("*.safetensors")), [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"] # written last
+        for path in weights:
+            with safe_open(path, "np"): pass # reads the header, and holds the size against it
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError): return False
+    return bool(weights) and {"optimizer.pt", "scheduler.pt"} <= {p.name for p in states} and all(map(zipfile.is_zipfile, states))
+
+def _last_checkpoint(folder: Path) -> str | None:
+    "The newest checkpoint that is whole; those that a killed process left half-written are removed. They are of this user's own training, so the trainer may read its states from them: weights of others are never unpickled."
+    found = {int(p.name.removeprefix("checkpoint-")): p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal() and p.is_dir()}
+    for step in [s for s, p in found.items() if not _whole(p)]: shutil.rmtree(found.pop(step), ignore_errors=True)
+    return str(found[max(found)]) if found else None
+
 def fine_tune(
     model: Any, # A SentenceTransformer; trained in place
     rows: Sequence[Mapping[str, str]], # From `training_rows`, in the order of training
@@ -230,7 +249,7 @@ def fine_tune(
     query_prompt: str = "", # Put before an anchor
     passage_prompt: str = "", # Put before a positive or negative
     device: str = "cpu", # "cpu", "cuda", ...
-    checkpoints: str | Path | None = None, # Folder of the trainer's checkpoints: a run that was cut off goes on from the last one
+    checkpoints: str | Path | None = None, # Folder of the trainer's checkpoints: a run that was cut off goes on from the last whole one
     save_steps: int = 500, # Steps between two checkpoints
 ) -> dict[str, float]: # steps, loss (mean over the run), seconds
     "Train with sentence-transformers' trainer and the contrastive loss. Raises `InputError`. [name paper, recipe ours]"
@@ -239,7 +258,6 @@ def fine_tune(
         from datasets import Dataset, disable_progress_bars
     except ImportError as e: raise InputError(f"training needs the package {e.name}, which is not installed: pip install 'eci_sem[train]'.") from None
     from sentence_transformers import SentenceTransformerTrainingArguments
-    from transformers.trainer_utils import get_last_checkpoint
     if len(rows) != sum(sizes) or not len(rows): raise InputError(f"{len(rows):,} rows and batches of {sum(sizes):,}: expected the same number, and at least one.")
     disable_progress_bars()
     if hasattr(model, "model_card_data"): model.model_card_data.widget = [dict(text="")] # examples for a model card that nobody writes take a second
@@ -257,8 +275,7 @@ def fine_tune(
             trainer = _trainer(sizes)(model=model, args=args, train_dataset=Dataset.from_list([dict(r) for r in rows]), loss=_loss(model, recipe))
             from transformers.trainer_callback import PrinterCallback
             trainer.remove_callback(PrinterCallback)
-            last = get_last_checkpoint(str(folder)) if checkpoints and folder.is_dir() else None
-            found = trainer.train(resume_from_checkpoint=last)
+            found = trainer.train(resume_from_checkpoint=_last_checkpoint(folder) if checkpoints else None)
     finally:
         if not static: model.max_seq_length = before
     model.eval()
@@ -285,7 +302,7 @@ def encode_with(
     def encode(texts: list[str], kind: str) -> Any:
         before = model.max_seq_length
         if max_length and not static: model.max_seq_length = min(max_length, before or max_length)
-        try: return model.encode(texts, prompt=(query_prompt if kind == "query" else passage_prompt) or None, batch_size=batch_size, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
+        try: return model.encode(texts, prompt=query_prompt if kind == "query" else passage_prompt, batch_size=batch_size, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
         finally:
             if max_length and not static: model.max_seq_length = before
     return encode
@@ -425,7 +442,6 @@ class Runner:
         table = pa.Table.from_pandas(found, preserve_index=False).replace_schema_metadata({"run": json.dumps(facts)})
         with atomic_path(path) as tmp: pq.write_table(table, tmp, compression="zstd")
         if source != UNTRAINED and self.checkpoints:
-            import shutil
             shutil.rmtree(folder, ignore_errors=True)
         found.attrs = facts
         return found

@@ -2,12 +2,14 @@
 import os
 import subprocess
 import sys
+import textwrap
+import threading
 import time
 
 import numpy as np
 import pytest
 
-from eci_sem.cache import cache_prune, cache_sizes, cache_stores, cache_verify
+from eci_sem.cache import _opened, cache_parts, cache_prune, cache_sizes, cache_stores, cache_verify
 from eci_sem.collection import InputError
 from eci_sem.encoders import EmbeddingCache, load_encoder
 
@@ -89,3 +91,67 @@ def test_what_this_process_has_open_is_looked_at_all_the_same(tmp_path):
     assert [s.vectors for s in cache_stores(tmp_path)] == [1] and [(v.good, v.bad) for v in cache_verify(tmp_path)] == [(1, 0)]
     assert [p.removed for p in cache_prune(tmp_path, encoder="aaaaaaaa1")] == [True]
     assert len(store) == 0, "the next use makes it anew"
+
+
+def test_a_store_is_sound_while_another_process_writes_to_it(tmp_path):
+    "The look stops at the first record until every page has been written over several times."
+    store = EmbeddingCache(tmp_path / "aaaaaaaa1", 64)
+    keys = [i.to_bytes(16, "big") for i in range(400)]
+    store.put(keys, np.ones((400, 64), np.float32))
+    store.describe(dict(name="small", dim=64, dtype="float32"))
+    code = textwrap.dedent("""
+        import sys, types, zlib
+        from eci_sem import cache
+        looked = []
+        def crc32(record):
+            if not looked: print("half", flush=True); sys.stdin.readline()
+            looked.append(1)
+            return zlib.crc32(record)
+        cache.zlib = types.SimpleNamespace(crc32=crc32)
+        print([(v.good, v.bad, v.store.state) for v in cache.cache_verify(sys.argv[1])])
+    """)
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "half\n"
+        for k in range(12): store.put(keys, np.full((400, 64), k, np.float32))
+    finally: said = other.communicate("\n", timeout=60)
+    assert said[0] == "[(400, 0, 'ok')]\n" and other.returncode == 0, said
+
+
+def test_a_store_whose_lock_can_not_be_used_is_looked_at_without(tmp_path):
+    folder = fill(tmp_path / "aaaaaaaa1", "small", 3)
+    (folder / "lock.mdb").unlink(); (folder / "lock.mdb").mkdir()
+    assert [(v.good, v.bad, v.store.state) for v in cache_verify(tmp_path)] == [(3, 0, "ok")]
+
+
+def test_a_look_leaves_room_for_as_many_readers_as_a_writer_does(tmp_path):
+    folder = fill(tmp_path / "aaaaaaaa1", "small", 3)
+    (folder / "lock.mdb").unlink()
+    with _opened(folder): assert (folder / "lock.mdb").stat().st_size >= 1024 * 64, "the first to open the store fixes the number"
+
+
+def test_a_look_and_a_write_of_two_threads_take_turns(tmp_path):
+    folder, found = fill(tmp_path / "aaaaaaaa1", "small", 3), []
+    thread = threading.Thread(target=lambda: found.append(len(EmbeddingCache(folder, 4))))
+    with _opened(folder):
+        thread.start(); thread.join(0.1)
+        assert not found, "LMDB allows one handle per process"
+    thread.join(20)
+    assert found == [3]
+
+
+def test_a_store_that_is_removed_while_it_is_looked_at_is_left_out(tmp_path, monkeypatch):
+    import shutil
+    gone, stays = fill(tmp_path / "aaaaaaaa1", "small", 3), fill(tmp_path / "bbbbbbbb1", "large", 9)
+    def removed(env, folder):
+        if folder == gone: shutil.rmtree(gone)
+        return ""
+    monkeypatch.setattr("eci_sem.cache._cut_off", removed)
+    assert [s.folder for s in cache_stores(tmp_path)] == [stays]
+
+
+def test_an_empty_cache_says_so_and_its_parts_have_a_place(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"no embeddings are cached in .*nothing, so none of encoder 'glove': leave the encoder out, or set ECI_SEM_CACHE"): cache_stores(tmp_path / "nothing", "glove")
+    monkeypatch.setenv("ECI_SEM_CACHE", str(tmp_path))
+    (tmp_path / "models").mkdir(); (tmp_path / "models/x").write_bytes(b"1" * 5000)
+    assert [(p.name, p.folder) for p in cache_parts()] == [("models", tmp_path / "models")] and cache_sizes() == {"models": cache_parts()[0].bytes} and cache_sizes()["models"] >= 5000

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import warnings
 
@@ -298,7 +299,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
 
 
 def test_a_store_that_has_reached_its_map_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("eci_sem.encoders._MAP_SIZES", (1 << 18,))
+    monkeypatch.setattr("eci_sem.vectors._MAP_SIZES", (1 << 18,))
     cache = EmbeddingCache(tmp_path / "c", 256)
     cache.put([b"0" * 16], np.ones((1, 256), np.float32))
     with pytest.raises(InputError, match=r"has reached 0 GB, the most address space .* raise the limit of virtual memory .* What is cached stays"):
@@ -399,3 +400,263 @@ def test_a_model_without_its_tokenizer_or_with_cut_off_weights_is_refused(checkp
     with pytest.raises(InputError, match="bare: no tokenizer there .*save it beside the model"): load_encoder(bare, cache=False)
     weights = next(cut.rglob("*.safetensors")); weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(InputError, match="cut: the weights can't be read .*damaged or cut off: fetch it again"): load_encoder(cut, cache=False).encode_queries(["a cat"])
+
+
+# a store that several processes and threads find damaged
+
+class Damaged:
+    "A handle whose every use finds damage."
+    def begin(self, **kwargs):
+        import lmdb
+        raise lmdb.CorruptedError("made up")
+
+
+def test_what_another_process_has_rebuilt_is_not_set_aside(tmp_path, monkeypatch):
+    cache = EmbeddingCache(tmp_path / "c", 2)
+    cache.put([b"0" * 16], np.float32([[1, 2]]))
+    key = cache._key
+    handle = EmbeddingCache._open[key]
+    (tmp_path / "aside").mkdir(); os.replace(tmp_path / "c", tmp_path / "aside/c")
+    code = "import sys, numpy as np; from eci_sem.encoders import EmbeddingCache; EmbeddingCache(sys.argv[1], 2).put([b'1' * 16], np.float32([[3, 4]]))"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "c")], check=True, timeout=60)
+    monkeypatch.setitem(EmbeddingCache._open, key, Damaged())
+    assert not cache.get([b"0" * 16])[1].any() and cache.cut == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["aside", "c"]
+    assert cache.get([b"1" * 16])[1].all() and not cache.get([b"0" * 16])[1].any()
+    handle.close()
+
+
+def test_a_damaged_store_that_is_gone_meanwhile_is_no_error(tmp_path, monkeypatch):
+    import shutil
+    cache = EmbeddingCache(tmp_path / "c", 2)
+    cache.put([b"0" * 16], np.float32([[1, 2]]))
+    handle = EmbeddingCache._open[cache._key]
+    real, gone = os.replace, []
+    def replace(a, b):
+        if not gone: gone.append(shutil.rmtree(a)) # between the look and the move
+        return real(a, b)
+    monkeypatch.setitem(EmbeddingCache._open, cache._key, Damaged())
+    monkeypatch.setattr("eci_sem.vectors.os.replace", replace)
+    cache.put([b"0" * 16], np.float32([[1, 2]]))
+    assert gone and [p.name for p in tmp_path.iterdir()] == [] and not cache.get([b"0" * 16])[1].any()
+    handle.close()
+
+
+def test_a_store_is_not_opened_while_it_is_moved(tmp_path):
+    from eci_sem.vectors import _door
+    found = []
+    thread = threading.Thread(target=lambda: found.append(len(EmbeddingCache(tmp_path / "c", 2))))
+    with _door(tmp_path, alone=True):
+        thread.start(); thread.join(0.2)
+        assert not found and not (tmp_path / "c").exists()
+    thread.join(20)
+    assert found == [0]
+
+
+def test_several_processes_set_a_damaged_store_aside_once_and_keep_what_each_adds(tmp_path):
+    cache = EmbeddingCache(tmp_path / "c", 64)
+    cache.put([i.to_bytes(16, "big") for i in range(500)], np.ones((500, 64), np.float32))
+    cache.close()
+    os.truncate(tmp_path / "c/data.mdb", (tmp_path / "c/data.mdb").stat().st_size // 2)
+    code = textwrap.dedent("""
+        import sys, warnings, numpy as np
+        from eci_sem.encoders import EmbeddingCache
+        warnings.simplefilter("ignore")
+        cache = EmbeddingCache(sys.argv[1], 64)
+        print("ready", flush=True); sys.stdin.readline()
+        cache.get([b"0" * 16]); cache.put([sys.argv[2].encode() * 16], np.ones((1, 64), np.float32))
+    """)
+    jobs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "c"), str(k)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for k in range(4)]
+    for j in jobs: assert j.stdout.readline() == "ready\n"
+    for j in jobs: j.stdin.write("\n"); j.stdin.flush()
+    said = [j.communicate(timeout=60)[1] for j in jobs]
+    assert [j.returncode for j in jobs] == [0] * 4, said
+    assert cache.get([str(k).encode() * 16 for k in range(4)])[1].all() and len(list(tmp_path.glob("c.damaged-*"))) == 1
+
+
+def test_threads_share_one_handle(tmp_path, monkeypatch):
+    real = EmbeddingCache._start
+    def slow(self, retry=True): time.sleep(0.05); return real(self, retry)
+    monkeypatch.setattr(EmbeddingCache, "_start", slow)
+    start, said = threading.Barrier(4), []
+    def work(k):
+        start.wait()
+        try: said.append(EmbeddingCache(tmp_path / "c", 8).get([b"x" * 16])[1].tolist())
+        except InputError as e: said.append(str(e))
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for t in threads: t.start()
+    for t in threads: t.join(20)
+    assert said == [[False]] * 4
+
+
+def test_a_process_that_is_forked_while_a_store_is_opened_opens_it_too(tmp_path):
+    code = textwrap.dedent("""
+        import os, sys, threading
+        from eci_sem.encoders import EmbeddingCache
+        held, done = threading.Event(), threading.Event()
+        def hold():
+            with EmbeddingCache._turn: held.set(); done.wait(20)
+        threading.Thread(target=hold, daemon=True).start(); held.wait(20)
+        child = os.fork()
+        if not child: os._exit(len(EmbeddingCache(sys.argv[1], 4)) + 7)
+        import time
+        for _ in range(1000):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid: break
+            time.sleep(0.01)
+        else: os.kill(child, 9)
+        print(pid == child and os.waitstatus_to_exitcode(status)); done.set()
+    """)
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "c")], capture_output=True, text=True, timeout=60)
+    assert out.stdout == "7\n", out
+
+
+def test_a_reader_that_was_killed_keeps_no_room(tmp_path):
+    cache = EmbeddingCache(tmp_path / "c", 2)
+    cache.put([b"0" * 16], np.float32([[1, 2]]))
+    code = "import sys; from eci_sem.encoders import EmbeddingCache; t = EmbeddingCache(sys.argv[1], 2)._env.begin(); t.get(b'0' * 16); print('reads', flush=True); sys.stdin.read()"
+    killed, stays = (subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "c")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2))
+    readers = lambda: {int(pid) for line in cache._env.readers().splitlines() if (pid := line.split()[0]).isdecimal()} - {os.getpid()}
+    try:
+        for other in (killed, stays): assert other.stdout.readline() == "reads\n"
+        killed.kill(); killed.communicate(timeout=60)
+        assert readers() == {killed.pid, stays.pid}
+        cache.close()
+        assert readers() == {stays.pid}
+    finally: stays.communicate(timeout=60)
+
+
+# what decides about a vector
+
+def test_a_digest_is_remembered_and_never_served_for_another_content(tmp_path, monkeypatch):
+    from eci_sem import encoders
+    monkeypatch.setenv("ECI_SEM_CACHE", str(tmp_path / "cache"))
+    path, past = tmp_path / "w.safetensors", (315_532_800, 315_532_800)
+    path.write_bytes(b"a" * 50); os.utime(path, past)
+    first = encoders._sha256_file(path)
+    with monkeypatch.context() as m:
+        m.setattr(encoders, "digest", lambda *a: pytest.fail("it was read again"))
+        assert encoders._sha256_file(path) == first
+    time.sleep(0.02)
+    path.write_bytes(b"b" * 50); os.utime(path, past) # the same size and time, as tools leave it that unpack an archive
+    second = encoders._sha256_file(path)
+    other = tmp_path / "other"; other.write_bytes(b"c" * 50); os.utime(other, past); os.replace(other, path)
+    assert len({first, second, encoders._sha256_file(path)}) == 3
+
+
+@pytest.fixture(scope="session")
+def projected(checkpoints, tmp_path_factory):
+    "A sentence-transformers folder of four modules, with prompts of its own."
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("projected") / "model"
+    body = Transformer(str(checkpoints["facebook/contriever"]))
+    SentenceTransformer(modules=[body, Pooling(32, pooling_mode="mean"), Dense(32, 16), Normalize()], device="cpu", prompts={"query": "query : ", "document": "passage : "}).save(str(folder))
+    return folder
+
+
+def changed(projected, tmp_path, **files):
+    import shutil
+    folder = shutil.copytree(projected, tmp_path / f"m{len(list(tmp_path.iterdir()))}")
+    for name, content in files.items():
+        path = folder / name.replace("__", "/").replace("_json", ".json")
+        if content is None: path.unlink()
+        else: path.write_text(content)
+    return folder
+
+
+def test_weights_of_any_module_that_are_pickled_or_not_there_are_refused(projected, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+    folder = changed(projected, tmp_path)
+    weights = folder / "2_Dense/model.safetensors"
+    torch.save(load_file(weights), folder / "2_Dense/pytorch_model.bin")
+    assert load_encoder(folder).fingerprint == load_encoder(projected).fingerprint, "what lies beside safetensors is not read"
+    weights.unlink()
+    with pytest.raises(InputError, match=r"m0/2_Dense: no model.safetensors \(pytorch_model.bin found\). Pickled weights are never fetched or loaded: convert"): load_encoder(folder)
+    (folder / "2_Dense/other.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match="2_Dense: no model.safetensors"): load_encoder(folder) # the pickle would be read all the same
+    (folder / "2_Dense/pytorch_model.bin").unlink()
+    with pytest.raises(InputError, match=r"2_Dense: no model.safetensors \(no weights found\)"): load_encoder(folder)
+    (folder / "model.safetensors").unlink(); (folder / "weights.pt").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"m0: no .safetensors file \(weights.pt found\)"): load_encoder(folder)
+
+
+def test_weights_below_a_module_that_chooses_among_others_are_looked_at_too(projected, tmp_path):
+    import json
+    folder = changed(projected, tmp_path)
+    inner = folder / "1_Pooling/query_0_Dense"; inner.mkdir(); (inner / "pytorch_model.bin").write_bytes(b"x")
+    (folder / "1_Pooling/router_config.json").write_text(json.dumps(dict(types={"query_0_Dense": "sentence_transformers.base.modules.dense.Dense"})))
+    with pytest.raises(InputError, match=r"1_Pooling/query_0_Dense: no model.safetensors \(pytorch_model.bin found\)"): load_encoder(folder)
+
+
+def test_whatever_a_module_reads_is_part_of_the_fingerprint(projected, tmp_path):
+    import shutil
+    folder = changed(projected, tmp_path)
+    seen = [load_encoder(folder).fingerprint]
+    (folder / "README.md").write_text("another text")
+    assert load_encoder(folder).fingerprint == seen[0]
+    for name, content in (("source.spm", b"1"), ("source.spm", b"2"), ("2_Dense/words.codes", b"1")):
+        (folder / name).write_bytes(content)
+        seen.append(load_encoder(folder).fingerprint)
+    shutil.move(folder / "2_Dense", tmp_path / "elsewhere"); (folder / "2_Dense").symlink_to(tmp_path / "elsewhere")
+    assert load_encoder(folder).fingerprint == seen[-1]
+    (tmp_path / "elsewhere/words.codes").write_bytes(b"2")
+    seen.append(load_encoder(folder).fingerprint)
+    assert len(set(seen)) == 5
+
+
+def test_prompts_of_a_folder_are_put_as_the_model_itself_puts_them(projected, tmp_path):
+    import json
+    encoder, sample = load_encoder(projected, cache=False), texts(5, seed=9, longest=20)
+    assert (encoder.query_prompt, encoder.passage_prompt) == ("query : ", "passage : ") == (encoder.info["query_prompt"], encoder.info["passage_prompt"])
+    for ours, theirs in ((encoder.encode_queries, encoder.model.encode_query), (encoder.encode_passages, encoder.model.encode_document)): np.testing.assert_allclose(ours(sample), theirs(sample, normalize_embeddings=True), atol=2e-6)
+    plain = load_encoder(projected, cache=False, query_prompt="", passage_prompt="x ")
+    assert (plain.query_prompt, plain.passage_prompt) == ("", "x ") and np.abs(plain.encode_queries(sample) - encoder.encode_queries(sample)).max() > 1e-4
+    assert (load_encoder("intfloat/e5-base-v2", path=projected).query_prompt, load_encoder("facebook/contriever", path=projected).query_prompt) == ("query: ", ""), "a family's own come first"
+    for found, wanted in ((dict(prompts=dict(query="q ", passage="p ", corpus="c ")), ("q ", "p ")), (dict(prompts=dict(corpus="c ", clustering="no ")), ("", "c ")), (dict(prompts=dict(query=None, document="", passage="p ")), ("", "")), ({}, ("", "")),
+            (dict(prompts=dict(query="q "), model_type="CrossEncoder"), ("", ""))):
+        folder = changed(projected, tmp_path, config_sentence_transformers_json=json.dumps(found))
+        assert (load_encoder(folder).query_prompt, load_encoder(folder).passage_prompt) == wanted
+    for found in ("[]", "{", '{"prompts": {"query": 3}}', '{"prompts": "query: "}'):
+        folder = changed(projected, tmp_path, config_sentence_transformers_json=found)
+        with pytest.raises(InputError, match=rf"{folder.name}/config_sentence_transformers.json: expected JSON with prompts"): load_encoder(folder)
+
+
+def test_a_pooling_that_leaves_the_prompt_out_does_so_here_too(projected, tmp_path, monkeypatch):
+    import json
+    pooling = json.loads((projected / "1_Pooling/config.json").read_text())
+    folder, sample = changed(projected, tmp_path, **{"1_Pooling__config_json": json.dumps({**pooling, "include_prompt": False})}), texts(5, seed=9, longest=20)
+    encoder = load_encoder(folder, cache=tmp_path / "c")
+    model, same = encoder.model, load_encoder(projected, cache=False)
+    own = Encoder(model, "own", query_prompt="query : ", passage_prompt="passage : ", cache=False)
+    for k, theirs in ((0, model.encode_query), (1, model.encode_document)):
+        for e in (encoder, own): np.testing.assert_allclose((e.encode_queries, e.encode_passages)[k](sample), theirs(sample, normalize_embeddings=True), atol=2e-6)
+    assert np.abs(encoder.encode_queries(sample) - same.encode_queries(sample)).max() > 1e-4 and encoder.fingerprint != same.fingerprint
+    assert np.abs(load_encoder(folder, dtype="bfloat16", cache=False).encode_queries(sample) - encoder.encode_queries(sample)).max() < 0.05
+    before = [load_encoder(f).fingerprint for f in (folder, projected)] + [Encoder(m, "own").fingerprint for m in (model, same.model)]
+    monkeypatch.setattr("eci_sem.encoders._LEFT_OUT", "as it was before")
+    after = [load_encoder(f).fingerprint for f in (folder, projected)] + [Encoder(m, "own").fingerprint for m in (model, same.model)]
+    assert [a == b for a, b in zip(before, after)] == [False, True, False, True], "what was cached of before is not served, and nothing else is lost"
+
+
+@pytest.mark.parametrize("files, message", [
+    (dict(config_json='{"model_type": "nosuch"}'), r"the model can't be loaded \(ValueError: .*nosuch.*\); expected a folder that this machine's sentence-transformers or transformers can read"),
+    (dict(modules_json="[]"), "/modules.json: no list of modules, each with path and type"), (dict(modules_json='[{"path": "", "type": null}]'), "/modules.json: "),
+    (dict(modules_json='[{"path": "../other", "type": "sentence_transformers.models.Dense"}]'), "/modules.json: names '../other', which lies outside of the model's folder"),
+    (dict([("1_Pooling__config_json", None)]), "/1_Pooling: no config.json, so nothing says how this Pooling module works"),
+    (dict([("1_Pooling__config_json", "{}")]), r": the model can't be loaded \(TypeError: "),
+    (dict(tokenizer_json="{}"), r": the model can't be loaded \("), (dict(tokenizer_json="nothing"), r": the model can't be loaded \("),
+])
+def test_a_folder_that_can_not_be_read_says_what_is_wrong(projected, tmp_path, files, message):
+    folder = changed(projected, tmp_path, **files)
+    with pytest.raises(InputError, match=f"{folder.name}{':' if message.startswith('the') else ''} ?{message}"): load_encoder(folder, cache=False).encode_queries(["sort it"])
+
+
+def test_want_of_memory_is_not_a_damaged_folder(projected, monkeypatch):
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory")):
+        def full(*args, **kwargs): raise error
+        monkeypatch.setattr("sentence_transformers.SentenceTransformer", full)
+        with pytest.raises(type(error)): load_encoder(projected, cache=False).encode_queries(["sort it"])

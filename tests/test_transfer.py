@@ -194,7 +194,47 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     assert len(steps) == 7 + len(sizes) - 6, "the steps before the last checkpoint are not repeated"
     assert np.abs(again[0].embedding.weight.detach().numpy() - whole[0].embedding.weight.detach().numpy()).max() < 1e-6
 
+def test_a_checkpoint_that_was_not_written_to_its_end_is_left_for_the_one_before(tmp_path, monkeypatch):
+    import os, shutil
+    data, recipe = tr.training_data(toy_triples(toy())), tr.Recipe(epochs=3, batch_size=4, learning_rate=0.02)
+    rows, sizes = tr.training_rows(data, "llm", recipe)
+    whole, cut, c = static_model(), static_model(), tmp_path / "c"
+    tr.fine_tune(whole, rows, sizes, recipe)
+    from transformers import Trainer
+    real, steps = Trainer.training_step, []
+    def step(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 5: raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+    monkeypatch.setattr(Trainer, "training_step", step)
+    with pytest.raises(KeyboardInterrupt): tr.fine_tune(cut, rows, sizes, recipe, checkpoints=c, save_steps=2)
+    def halve(name): return lambda p: os.truncate(p / name, (p / name).stat().st_size // 2)
+    def left(p):
+        for f in p.iterdir():
+            if f.name not in ("config_sentence_transformers.json", "model.safetensors"): f.unlink()
+    damages = [halve("trainer_state.json"), halve("model.safetensors"), halve("optimizer.pt"), halve("scheduler.pt"), halve("rng_state.pth"), lambda p: (p / "model.safetensors").unlink(), lambda p: (p / "scheduler.pt").unlink(), lambda p: (p / "trainer_state.json").unlink(), left]
+    for damage in damages:
+        shutil.copytree(c / "checkpoint-4", c / "checkpoint-6")
+        assert tr._last_checkpoint(c) == str(c / "checkpoint-6")
+        damage(c / "checkpoint-6")
+        assert tr._last_checkpoint(c) == str(c / "checkpoint-4") and not (c / "checkpoint-6").exists()
+    shutil.copytree(c / "checkpoint-4", c / "checkpoint-6"); damages[1](c / "checkpoint-6")
+    again = static_model()
+    tr.fine_tune(again, rows, sizes, recipe, checkpoints=c, save_steps=2)
+    assert len(steps) == 5 + len(sizes) - 4
+    assert np.abs(again[0].embedding.weight.detach().numpy() - whole[0].embedding.weight.detach().numpy()).max() < 1e-6
+    for p in c.iterdir(): damages[-1](p)
+    assert tr._last_checkpoint(c) is None and not list(c.iterdir()), "none is whole: from the beginning"
+    (c / "checkpoint-best").mkdir()
+    assert tr._last_checkpoint(c) is None and (c / "checkpoint-best").exists() and tr._last_checkpoint(tmp_path / "no") is None
+
 # --- evaluation
+
+def test_a_prompt_that_the_model_puts_by_itself_stays_out():
+    model = static_model()
+    model.prompts, model.default_prompt_name = {"query": "w1 w2 "}, "query"
+    for kind in ("query", "passage"): assert tr.encode_with(model)(["w3"], kind).tolist() == model.encode(["w3"], prompt="", convert_to_tensor=True, normalize_embeddings=True).tolist() != model.encode(["w3"], convert_to_tensor=True, normalize_embeddings=True).tolist()
+    assert tr.encode_with(model, "w1 w2 ")(["w3"], "query").tolist() == model.encode(["w3"], convert_to_tensor=True, normalize_embeddings=True).tolist()
 
 def vectors_for(table): # text -> vector
     import torch
