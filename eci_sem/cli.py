@@ -10,7 +10,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -167,6 +167,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--device", metavar="NAME", help="where to encode: cpu, cuda, ... (default: cpu; with --engine ray: cuda where the cluster has GPUs)")
     p.add_argument("--dtype", default="float32", metavar="NAME", help="number format: float32, bfloat16, or fast: bfloat16 where the machine has instructions for it and a sample of the queries keeps its order and scores, else float32 (default: float32)")
     p.add_argument("--collection", metavar="NAME", help="where the triples come from: its judgments show false negatives, its corpus gives the IDF (default: the triples alone)")
+    p.add_argument("--control", metavar="NAME", help="the source that is scored but is no candidate; none: every source is a candidate (default: random)")
     p.add_argument("--tokenizer", default="word", help="for the lexical overlap: word, stem or wordpiece (default: word)")
     p.add_argument("--stream", action="store_true", help="hold a batch of the triples at a time, for files of millions of rows: ECI_sem of the sources as they are, with intervals from blocks of queries; no hybrids, no ECI_net. With --engine ray the files are shards that the workers read, on a disk they share or in a store (s3://bucket/triples/*.parquet)")
     p.add_argument("--tau", metavar="X", help="temperature, in units of cosine similarity (default: 0.05)")
@@ -314,17 +315,23 @@ def _encoder(args: argparse.Namespace) -> Callable[[], object]:
     device = args.device or ("cpu" if args.engine == "local" else None)
     return partial(load_encoder, args.encoder, dtype=args.dtype, **({"device": device} if device else {}))
 
+def _control(name: str | None) -> dict[str, str | None]: return {} if name is None else dict(control=None if name == "none" else name)
+
+def _no_source_none(args: argparse.Namespace, sources: Iterable[str]) -> None: # it could be meant as the control
+    if args.control == "none" and "none" in sources: raise InputError("--control none: a source has that name, so it can't say that there is no control; rename the source.")
+
 def _rank_stream(args: argparse.Namespace, out: Path | None) -> int:
     for flag, given in (("--explain", args.explain), ("--examples", args.examples)):
         if given: raise InputError(f"{flag} needs the triples, which --stream does not hold: leave out one of the two.")
     config, encoder = _config(args.config, args.tau, args.gain), _encoder(args)
-    options = dict(collection=named_collection(args.collection) if args.collection else None, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed)
+    options = dict(collection=named_collection(args.collection) if args.collection else None, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed, **_control(args.control))
     if args.engine == "local":
         from eci_sem.ranked_stream import rank_files
         with _as_options(): ranking = rank_files(args.files, encoder, config, reading=_reading(args), **options)
     else:
         from eci_sem.cluster import rank_cluster
         with _as_options(): ranking = rank_cluster(args.files, encoder, config, address=args.address, **options, **_reading(args))
+    _no_source_none(args, ranking.table.index)
     return _ranked(args, out, ranking)
 
 def _ranked(args: argparse.Namespace, out: Path | None, ranking: object, *more: object, **data: list[dict]) -> int:
@@ -339,9 +346,10 @@ def _rank(args: argparse.Namespace) -> int:
     check_engine(args.engine, args.address, "--")
     if args.stream: return _rank_stream(args, out)
     config, triples = _config(args.config, args.tau, args.gain), _read(args.files, **_reading(args))
+    _no_source_none(args, triples.sources)
     from eci_sem.rank import rank_sources
     collection = named_collection(args.collection) if args.collection else None
-    ranking = rank_sources(triples, _encoder(args), collection=collection, config=config, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed, engine=args.engine, address=args.address)
+    ranking = rank_sources(triples, _encoder(args), collection=collection, config=config, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed, engine=args.engine, address=args.address, **_control(args.control))
     alone = args.explain and len(ranking.table) < 2
     explained = ranking.explain() if args.explain and not alone else None
     shown = ranking.examples(triples, n=args.examples) if args.examples else None

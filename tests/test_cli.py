@@ -429,3 +429,30 @@ def test_reproduce_runs_a_profile(tmp_path, capsys, monkeypatch):
     assert main(argv) == 1
     out = capsys.readouterr().out
     assert "kept" in out and "failed: none: AssertionError: too small" in out
+
+
+@pytest.mark.parametrize("way", [[], ["--stream"]])
+def test_a_control_of_any_name(triples_file, tmp_path, capsys, way):
+    argv = ["rank", str(triples_file), "--encoder", "glove", "--resamples", "40", "--json", *way]
+    def kinds(*more):
+        assert main([*argv, *more]) == 0
+        return {r["source"]: r["kind"] for r in json.loads(capsys.readouterr().out)["table"]}
+    assert kinds("--control", "far") == {"near": "source", "far": "control"} and kinds("--control", "none")["far"] == "source"
+    refused(capsys, [*argv, "--control", "fra"], "unknown control 'fra'")
+    renamed = tmp_path / "none.jsonl"
+    renamed.write_text(triples_file.read_text().replace('"source": "far"', '"source": "none"'))
+    argv[1] = str(renamed)
+    refused(capsys, [*argv, "--control", "none"], "--control none: a source has that name", "rename the source")
+
+
+@pytest.mark.parametrize("way, module, name", [([], "rank", "rank_sources"), (["--stream"], "cluster", "rank_cluster")])
+def test_a_cluster_is_told_the_control(triples_file, monkeypatch, way, module, name):
+    import importlib
+    told = {}
+    class Seen(Exception): pass
+    def rank(*args, **given): told.update(given); raise Seen
+    monkeypatch.setattr(importlib.import_module(f"eci_sem.{module}"), name, rank)
+    for given, meant in (["--control", "far"], dict(control="far")), (["--control", "none"], dict(control=None)), ([], {}):
+        told.clear()
+        with pytest.raises(Seen): main(["--debug", "rank", str(triples_file), "--encoder", "glove", "--engine", "ray", *way, *given])
+        assert {k: v for k, v in told.items() if k == "control"} == meant and "address" in told
