@@ -169,13 +169,13 @@ class FileReport:
         return f"{what}; {', '.join(found) or 'no problem found'}"
     def _details(self) -> list[str]:
         cut = lambda x: repr(x if len(x) <= 60 else x[:57] + "...")
-        row = lambda e: f"query {cut(e['query'])}, positive {cut(e['positive'])}, negative {cut(e['negative'])}"
+        row = lambda e, kind="": f"{'id ' + cut(e['query_id']) + ' of ' if kind == CHECKS[_SEVERAL] else ''}query {cut(e['query'])}, positive {cut(e['positive'])}, negative {cut(e['negative'])}"
         lines = [why.replace(str(self.path), self.path.name) for why in [*([self.problem] if self.problem else []), *(why for _, why in self.lines)]]
         if (more := self.bad_lines - len(self.lines)) > 0: lines.append(f"... and {more:,} more {'rows' if self.table else 'lines'} that can't be used")
         if self.unrankable: lines.append(f"can't be ranked: {self.unrankable}")
         elif self.shared < self.queries: lines.append(f"queries that every source covers: {self.shared:,} of {self.queries:,}; a ranking compares the sources on these alone")
         lines += _no_ids(sum(self.counts.get("unknown id", {}).values()), self.rows, f"collection {self.collection.name!r}" if self.collection else "") + _alike(self.sources)
-        lines += [f"{kind}, row {e['row']} ({e['source']}): {row(e)}" for kind in CHECKS for e in self.examples.get(kind, ())]
+        lines += [f"{kind}, row {e['row']} ({e['source']}): {row(e, kind)}" for kind in CHECKS for e in self.examples.get(kind, ())]
         lines += [f"likely false negative under {self.encoder}, row {e['row']} ({e['source']}), margin {e['margin']:.3f}: {row(e)}" for e in self.worst]
         if self.worst or any(self.examples.values()): lines.append("rows count from 0, as in the table; lines of the file from 1")
         return lines + [f"left out while reading, {s}: " + ", ".join(f"{n:,} {r}" for r, n in rs.items()) for s, rs in self.dropped.items()]

@@ -355,6 +355,7 @@ def test_a_query_id_of_several_texts_is_found_across_batches_and_files(tmp_path,
     rows = [asked(0, query_id="1"), asked(1, query_id="2"), asked(2, query_id="3"), asked(3, query_id="2"), dict(asked(0, query_id="1"), query=" Q0", negative="other")]
     report = check_file(written(tmp_path / "t.jsonl", rows), batch=batch)
     assert report.counts == {"query id of several texts": {"a": 2}} and [e["row"] for e in report.examples["query id of several texts"]] == [1, 3] and report.errors
+    assert "query id of several texts, row 1 (a): id '2' of query 'q1'" in repr(report) and "query id of several texts, row 3 (a): id '2' of query 'q3'" in repr(report)
     assert sorted(q for t in report.clean_batches() for q in t.column("query_id")) == ["1", "1", "3"]
     from functools import reduce
     from eci_sem.checks import _merge_known
