@@ -22,7 +22,7 @@ from .collection import Collection, InputError, atomic_path, normalise
 from .encoders import Encoder, load_encoder
 from .formats import _recognise, scan_triples, write_triples
 from .trainers import LAYOUTS, _json, _lines_to, write_layout
-from .triples import CHECKS, COLUMNS, SCHEMA, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _copies, _group_position, _kind_of, _merge_dropped
+from .triples import CHECKS, COLUMNS, SCHEMA, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _alike, _check, _copies, _kind_of, _later_copies, _merge_dropped, _no_ids
 
 # %% ../nbs/02a_checks.ipynb #enc00a2
 def as_encoder(
@@ -80,12 +80,20 @@ def _column_keys(t: Triples, *names: str, form: Callable[[str], str] = str) -> l
     keys = _hash(map(form, texts), len(texts))
     return [keys[c] for c in codes]
 
+def _pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray: # (N,) 53 bits of either, as one complex number: these are sorted by the first, then by the second
+    out = np.empty(len(a), np.complex128)
+    out.real, out.imag = a >> np.uint64(11), b >> np.uint64(11)
+    return out
+
+def _row_keys(t: Triples) -> tuple[np.ndarray, np.ndarray]: # (keys of the rows, of their query ids)
+    (query_id,), (source,), (q,), (p, n) = _column_keys(t, "query_id"), _column_keys(t, "source"), _column_keys(t, "query"), _column_keys(t, "positive", "negative")
+    return mix_keys(query_id, q, p, n, source), query_id
+
 class _Keys: # of the rows of a batch
     def __init__(self, t: Triples):
         (query,), (positive, negative) = _column_keys(t, "query", form=normalise), _column_keys(t, "positive", "negative", form=normalise)
-        (query_id,), (positive_id, negative_id), (source,) = _column_keys(t, "query_id"), _column_keys(t, "positive_id", "negative_id"), _column_keys(t, "source")
-        (q,), (p, n) = _column_keys(t, "query"), _column_keys(t, "positive", "negative")
-        self.row, self.query = mix_keys(query_id, q, p, n, source), query_id
+        (positive_id, negative_id), (self.row, self.query) = _column_keys(t, "positive_id", "negative_id"), _row_keys(t)
+        self.texts = _pairs(self.query, query) # an id and what it stands for
         self.known, self.known_id = mix_keys(query, positive), mix_keys(query, positive_id)
         self.asked, self.asked_id = mix_keys(query, negative), mix_keys(query, negative_id)
 
@@ -149,7 +157,11 @@ class FileReport:
     @property
     def bad(self) -> int: return sum(n for per in self.counts.values() for n in per.values())
     @property
-    def errors(self) -> bool: return bool(self.problem or self.bad_lines or self.bad) # The exit status of a command
+    def errors(self) -> bool: return bool(self.problem or self.bad_lines or self.bad)
+    @property
+    def unrankable(self) -> str | None: # Why a ranking of this file alone would be refused, though it can be read
+        if self.problem or not self.sources or self.shared > 1: return None
+        return f"{self.shared} of {self.queries:,} queries {'is' if self.shared == 1 else 'are'} covered by every source, and a ranking compares the sources on these alone and needs at least 2: rank the sources that share queries"
     @property
     def ok(self) -> bool: return not self.errors
 
@@ -161,19 +173,21 @@ class FileReport:
     def length_frame(self):
         "Words of queries, positives and negatives per source, at the 10, 50 and 90 % quantile, and the most."
         import pandas as pd
-        return pd.DataFrame([{"source": s, "text": c, "10%": q[0], "50%": q[1], "90%": q[2], "most": q[3]} for s, per in self.lengths.items() for c, q in per.items()], columns=["source", "text", "10%", "50%", "90%", "most"]).set_index(["source", "text"])
+        return pd.DataFrame([{"source": s, "text": c, "10%": q[0], "50%": q[1], "90%": q[2], "most": q[3]} for s, per in self.lengths.items() for c, q in per.items()], columns=["source", "text", "10%", "50%", "90%", "most"]).set_index(["source", "text"]).rename_axis(columns="words")
     def _head(self) -> str:
         many = lambda n, what: f"{n:,} {what}{'' if n == 1 else 's'}"
         what = f"{self.path.name}: {self.format or 'no known format'}, {many(self.rows, 'row')}, {many(len(self.sources), 'source')}"
-        found = [f"{many(self.bad, 'row')} with a problem"] * bool(self.bad) + [f"{many(self.bad_lines, 'row' if self.table else 'line')} that can't be used"] * bool(self.bad_lines) + ["can't be read to its end"] * bool(self.problem)
+        found = [f"{many(self.bad, 'row')} with a problem"] * bool(self.bad) + [f"{many(self.bad_lines, 'row' if self.table else 'line')} that can't be used"] * bool(self.bad_lines) + ["can't be read to its end"] * bool(self.problem) + ["can't be ranked"] * bool(self.unrankable)
         return f"{what}; {', '.join(found) or 'no problem found'}"
     def _details(self) -> list[str]:
         cut = lambda x: repr(x if len(x) <= 60 else x[:57] + "...")
-        row = lambda e: f"query {cut(e['query'])}, positive {cut(e['positive'])}, negative {cut(e['negative'])}"
+        row = lambda e, kind="": f"{'id ' + cut(e['query_id']) + ' of ' if kind == CHECKS[_SEVERAL] else ''}query {cut(e['query'])}, positive {cut(e['positive'])}, negative {cut(e['negative'])}"
         lines = [why.replace(str(self.path), self.path.name) for why in [*([self.problem] if self.problem else []), *(why for _, why in self.lines)]]
         if (more := self.bad_lines - len(self.lines)) > 0: lines.append(f"... and {more:,} more {'rows' if self.table else 'lines'} that can't be used")
-        if self.shared < self.queries: lines.append(f"queries that every source covers: {self.shared:,} of {self.queries:,}; a ranking compares the sources on these alone" + ("" if self.shared > 1 else ", and needs at least 2: rank the sources that share queries"))
-        lines += [f"{kind}, row {e['row']} ({e['source']}): {row(e)}" for kind in CHECKS for e in self.examples.get(kind, ())]
+        if self.unrankable: lines.append(f"can't be ranked: {self.unrankable}")
+        elif self.shared < self.queries: lines.append(f"queries that every source covers: {self.shared:,} of {self.queries:,}; a ranking compares the sources on these alone")
+        lines += _no_ids(sum(self.counts.get("unknown id", {}).values()), self.rows, f"collection {self.collection.name!r}" if self.collection else "") + _alike(self.sources)
+        lines += [f"{kind}, row {e['row']} ({e['source']}): {row(e, kind)}" for kind in CHECKS for e in self.examples.get(kind, ())]
         lines += [f"likely false negative under {self.encoder}, row {e['row']} ({e['source']}), margin {e['margin']:.3f}: {row(e)}" for e in self.worst]
         if self.worst or any(self.examples.values()): lines.append("rows count from 0, as in the table; lines of the file from 1")
         return lines + [f"left out while reading, {s}: " + ", ".join(f"{n:,} {r}" for r, n in rs.items()) for s, rs in self.dropped.items()]
@@ -184,7 +198,7 @@ class FileReport:
         return f"<p>{escape(self._head())}</p>{tables}<ul>" + "".join(f"<li>{escape(line)}</li>" for line in self._details()) + "</ul>"
     def to_json(self) -> str:
         "All of it as JSON, for scripts. [ours]"
-        found = {k: getattr(self, k) for k in ("format", "rows", "errors", "problem", "bad_lines", "sources", "queries", "shared", "counts", "lengths", "encoder", "margins", "worst", "examples", "dropped")}
+        found = {k: getattr(self, k) for k in ("format", "rows", "errors", "problem", "unrankable", "bad_lines", "sources", "queries", "shared", "counts", "lengths", "encoder", "margins", "worst", "examples", "dropped")}
         return json.dumps({"file": str(self.path), **found, "lines": [{self._place: n, "reason": why} for n, why in self.lines]}, ensure_ascii=False, indent=1)
 
     @property
@@ -198,15 +212,15 @@ class FileReport:
         def rejected(number, why, line):
             self.bad_lines += 1
             if len(self.lines) < 10: self.lines.append((number, why))
-        rows, known, known_ids, queries = [], _Unique(), _Unique(), defaultdict(_Unique)
+        rows, known, known_ids, asked, queries = [], _Unique(), _Unique(), _Unique(), defaultdict(_Unique)
         lengths = defaultdict(_Lengths)
         try:
             found = _recognise(self.path, any(self.options.get(k) is not None for k in ("corpus", "queries")), self.options.get("format"))
-            self.format, self.table = found.format, found.container not in ("jsonl", "text")
+            self.format, self.table = found.format, found.container not in ("jsonl", "csv", "text")
             if {self.format, self.options.get("format")} == {"tsv", "qidpidtriples"}: self.format = self.options["format"]
             for t in self._open(rejected, "reading"):
                 keys, (names, (source,)) = _Keys(t), t.distinct("source")
-                rows.append(keys.row); known.add(keys.known); known_ids.add(keys.known_id)
+                rows.append(keys.row); known.add(keys.known); known_ids.add(keys.known_id); asked.add(keys.texts)
                 counted = {c: (np.fromiter((len(x.split()) for x in texts), np.int64, len(texts))[code]) for c in TEXT_COLUMNS for texts, (code,) in [t.distinct(c)]}
                 for k, s in enumerate(names):
                     mine = source == k
@@ -221,29 +235,37 @@ class FileReport:
         if covered:
             self.shared, self.queries = len(_in_all(covered.values())), len(np.unique(np.concatenate(list(covered.values()))))
         self.lengths = {s: {c: [lengths[s, c].quantile(x) for x in (0.1, 0.5, 0.9, 1)] for c in TEXT_COLUMNS} for s in self.sources}
-        self._known = known.merge(), known_ids.merge() # of several files that are one set of triples: those of all of them
+        self._known = known.merge(), known_ids.merge(), asked.merge() # of several files that are one set of triples: those of all of them
         keys = np.concatenate(rows) if rows else np.zeros(0, np.uint64)
         rows.clear(); keys.sort()
         self._repeated = np.unique(keys[1:][keys[1:] == keys[:-1]])
+        del keys
+        self._later = self._ranks() if len(self._repeated) and not self.problem else np.zeros(0, bool)
+
+    def _ranks(self) -> np.ndarray: # of the rows that occur more than once, in their order: is it one too many? The lowest ranks stay
+        found = []
+        for t in self._open(lambda *_: None, "ranks of copies"):
+            again, (names, (source,)) = np.flatnonzero(_isin(row := _row_keys(t)[0], self._repeated)), t.distinct("source")
+            if len(again): found.append((np.searchsorted(self._repeated, row[again]).astype(np.int32), t.column("rank")[again], np.minimum(_copies(names), 1 << 15)[source[again]].astype(np.int32)))
+        return _later_copies(*map(np.concatenate, zip(*found)))
 
     def marked(self,
         rejected: Callable[[int, str, bytes], None] = lambda *_: None, # Called for each line or row of the file that can't be used
     ) -> Iterator[tuple[int, Triples, np.ndarray]]: # (number of the first row, batch, kind of problem of each row: its place in `CHECKS`, or their number for none)
         "Walk over the file, each row judged. [ours]"
         if self.problem: raise InputError(self.problem)
-        seen, first = np.zeros(len(self._repeated), np.int64), 0
+        seen, first, asked = 0, 0, self._known[2]
+        several = asked.real[1:][asked.real[1:] == asked.real[:-1]] # ids of more than one query
         for t in self._open(rejected, "checking"):
             kind, keys = np.full(len(t), len(CHECKS)), _Keys(t)
-            for name, rows in t.check(self.collection).found.items(): kind[rows] = CHECKS.index(name)
+            again, repeats = np.flatnonzero(_isin(keys.row, self._repeated)), np.zeros(len(t), bool)
+            later = self._later[seen:seen + len(again)]
+            if len(later) < len(again): raise InputError(f"{self.path}: changed while it was checked; check it again.")
+            repeats[again] = later; seen += len(again)
+            for name, rows in _check(t, self.collection, repeats).found.items(): kind[rows] = CHECKS.index(name)
             known = _isin(keys.asked, self._known[0]) | _isin(keys.asked_id, self._known[1])
             kind[known] = np.minimum(kind[known], _RELEVANT)
-            again = np.flatnonzero(_isin(keys.row, self._repeated))
-            if len(again):
-                place = np.searchsorted(self._repeated, keys.row[again])
-                names, (source,) = t.distinct("source")
-                twice = again[seen[place] + _group_position(place) >= _copies(names)[source[again]]]
-                kind[twice] = np.minimum(kind[twice], _REPEATED)
-                seen += np.bincount(place, minlength=len(seen))
+            if len(several): kind[_isin(keys.texts.real, several)] = np.minimum(kind[_isin(keys.texts.real, several)], _SEVERAL)
             yield first, t, kind
             first += len(t)
         if first != self.rows: raise InputError(f"{self.path}: changed while it was checked ({self.rows:,} rows, then {first:,}); check it again.")
@@ -276,13 +298,16 @@ class FileReport:
 
     def clean_batches(self) -> Iterator[Triples]:
         "Batches without the rows that have a problem, counted per source and reason in `dropped`. [ours]"
+        strangers = 0
         for _, t, kind in self.marked():
+            strangers += int((kind == _UNKNOWN).sum())
             names, (source,) = t.distinct("source")
             gone: dict[str, dict[str, int]] = defaultdict(dict)
             for k in np.unique(kind[kind < len(CHECKS)]):
                 for s, n in zip(names, np.bincount(source[kind == k], minlength=len(names)).tolist()): gone[s][CHECKS[k]] = n
             kept = t.take(np.flatnonzero(kind == len(CHECKS)))
             if len(kept) or gone: yield Triples(kept.table, _merge_dropped(t.dropped, gone))
+        if said := _no_ids(strangers, self.rows, f"collection {self.collection.name!r}" if self.collection else ""): raise InputError(f"{self.path}: {said[0]}.")
 
     def write_clean(self,
         path: str | Path, # Parquet, JSONL and sentence-transformers' layouts are written batch by batch; another format is put together in memory first
@@ -329,7 +354,7 @@ def _short(names: Iterable[str]) -> dict[str, str]: # name -> its short form; tw
             if len(same) > 1: short |= {n: f"{n[:18]} ... {n[at:at + k]} ... {n[-17:]}" for n in same if len(n) > 40}
     return short if len(set(short.values())) == len(short) else {n: n for n in short}
 
-_RELEVANT, _REPEATED = CHECKS.index("negative is a known relevant passage"), CHECKS.index("duplicate row")
+_RELEVANT, _UNKNOWN, _SEVERAL = map(CHECKS.index, ("negative is a known relevant passage", "unknown id", "query id of several texts"))
 
 def _margins(t: Triples, encoder: Encoder) -> np.ndarray: # (N,): q.p - q.n
     queries, (query,) = t.distinct("query")

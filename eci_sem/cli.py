@@ -7,10 +7,12 @@ __all__ = ['make_parser', 'main']
 
 # %% ../nbs/11_cli.ipynb #9ada10c0
 import argparse
+import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,8 +22,9 @@ from .collection import InputError, check_engine, existing, is_address, named_co
 # %% ../nbs/11_cli.ipynb #36fff9e1
 _RANK = """Rank negative sources with ECI_sem, from frozen embeddings of the encoder that is to be trained.
 
-FILE holds triples in any format that is known by its content: this package's Parquet and JSONL, data sets of sentence-transformers,
-JSONL of FlagEmbedding and Tevatron, MS MARCO's hard negatives, qidpidtriples, TREC runs with judgments (the guide 'formats' lists them).
+FILE holds triples in any format that is known by its content: this package's Parquet, JSONL, CSV and TSV (a first line names the columns
+query, positive, negative, source), data sets of sentence-transformers, JSONL of FlagEmbedding and Tevatron, MS MARCO's hard negatives,
+qidpidtriples, TREC runs with judgments (the guide 'formats' lists them).
 Several files without a source of their own: each file's name is its source. Rows that can't be right (empty texts, a negative that is
 known to be relevant, duplicates) are dropped, counted and shown."""
 _RANK_EXAMPLES = """examples:
@@ -39,7 +42,8 @@ factors for --config: consistency = sigmoid | calibrated | step | none, locality
 overlap = query | positive | jaccard | none, residual = tangent | difference | unit, space = raw | centred"""
 _CHECK = """Say what is in a file of triples and what is wrong with it: the format, rows and lengths per source, duplicates, empty texts, negatives
 that are known to be relevant, lines that can't be used; with an encoder also likely false negatives. The file is read batch by batch, so
-its size does not matter; a line that can't be used is left out of --clean and goes to --rejected. The exit status is 1 when a row or a line has a problem (a likely false negative alone is none)."""
+its size does not matter; a line that can't be used is left out of --clean and goes to --rejected. The exit status is 1 when a row or a line
+has a problem (a likely false negative alone is none) or the file can't be ranked as it is, and 2 when it can't be read to its end."""
 _CHECK_EXAMPLES = """examples:
   eci-sem check triples.jsonl
   eci-sem check triples.jsonl.gz --encoder minilm --clean clean.parquet --rejected rejected.jsonl
@@ -109,7 +113,7 @@ _TOP_EXAMPLES = """examples:
   eci-sem reproduce --profile smoke
   eci-sem report runs/smoke
 
-'eci-sem COMMAND --help' says more. Exit status: 0, 1 (a run failed, a check found a problem), 2 (input that can't be used), 3 (the time given was up)."""
+'eci-sem COMMAND --help' says more. Exit status: 0, 1 (a run failed, a check found a problem), 2 (input that can't be used), 3 (the time given was up), 130 (interrupted)."""
 
 def _positive_int(text: str) -> int:
     if not re.fullmatch(r"\d+", text) or int(text) < 1: raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
@@ -154,7 +158,7 @@ def make_parser() -> argparse.ArgumentParser:
         p.add_argument("--queries", metavar="FILE", help="queries, for formats that hold ids")
         p.add_argument("--qrels", metavar="FILE", help="judgments, for TREC runs")
         p.add_argument("--depth", type=_positive_int, metavar="N", help="for TREC runs: the first N documents of a query")
-        p.add_argument("--format", metavar="NAME", help="the format, where the content could be either of two: tsv or qidpidtriples, say")
+        p.add_argument("--format", metavar="NAME", help="the format, where the content could be either of two: tsv (texts as they are), csv (quotes as spreadsheets write them) or qidpidtriples")
         p.add_argument("--judged-only", action="store_true", help="for TREC runs: only documents that were judged not relevant")
 
     def engine(p: argparse.ArgumentParser, what: str) -> None:
@@ -167,6 +171,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--device", metavar="NAME", help="where to encode: cpu, cuda, ... (default: cpu; with --engine ray: cuda where the cluster has GPUs)")
     p.add_argument("--dtype", default="float32", metavar="NAME", help="number format: float32, bfloat16, or fast: bfloat16 where the machine has instructions for it and a sample of the queries keeps its order and scores, else float32 (default: float32)")
     p.add_argument("--collection", metavar="NAME", help="where the triples come from: its judgments show false negatives, its corpus gives the IDF (default: the triples alone)")
+    p.add_argument("--control", metavar="NAME", help="the source that is scored but is no candidate; none: every source is a candidate (default: random)")
     p.add_argument("--tokenizer", default="word", help="for the lexical overlap: word, stem or wordpiece (default: word)")
     p.add_argument("--stream", action="store_true", help="hold a batch of the triples at a time, for files of millions of rows: ECI_sem of the sources as they are, with intervals from blocks of queries; no hybrids, no ECI_net. With --engine ray the files are shards that the workers read, on a disk they share or in a store (s3://bucket/triples/*.parquet); there a pattern, a folder or an address is read this way without being asked")
     p.add_argument("--tau", metavar="X", help="temperature, in units of cosine similarity (default: 0.05)")
@@ -256,7 +261,8 @@ def _out(name: str, known: Sequence[str], flag: str = "--out") -> Path:
     if not path.name.endswith(tuple(known)): raise InputError(f"{flag} {name}: the name tells the format; expected it to end in {', '.join(known)}.")
     if path.is_dir(): raise InputError(f"{flag} {name}: is a folder, expected a file.")
     if not path.parent.is_dir(): raise InputError(f"{flag} {name}: there is no folder {path.parent}; make it first.")
-    if not os.access(path.parent, os.W_OK): raise InputError(f"{flag} {name}: the folder {path.parent} can't be written to.")
+    try: tempfile.TemporaryFile(dir=path.parent).close() # told before the work, not after it
+    except OSError as e: raise InputError(f"{flag} {name}: the folder {path.parent} can't be written to ({e.strerror}).") from None
     return path
 
 def _say(args: argparse.Namespace, text: object, data: Callable[[], object], status: int = 0) -> int:
@@ -286,8 +292,20 @@ def _config(pairs: Sequence[str], tau: str | None, gain: str | None):
     return ECIConfig(**given)
 
 # the library speaks of arguments, the shell of options
-_FLAG = re.compile(r"\b(corpus|queries|qrels|depth|judged_only|format)=")
-def _flag(m: re.Match) -> str: return f"--{m[1].replace('_', '-')}"
+_FLAG = re.compile(r"\b(corpus|queries|qrels|depth|judged_only|format)=('\w+')?")
+def _flag(m: re.Match) -> str: return f"--{m[1].replace('_', '-')}" + f" {m[2]}" * bool(m[2])
+
+_WORDS = tuple((re.compile(a), b) for a, b in ((r"\(([\d,]+) unknown id\): leave it out with triples\.select\(\.\.\.\), or see triples\.check\(\)", r"(\1 unknown id): the triples carry no ids of the collection, and where they carry none at all their texts are not in it either; give the --collection that they come from, or none"),
+    (r"leave it out with triples\.select\(\.\.\.\), or see triples\.check\(\)", "leave its rows out of the file; eci-sem check shows them"), (r"share queries: triples\.select\(\.\.\.\)", "share queries: write them to a file of their own"),
+    (r"give the folder \(load_encoder\([^)]*\)\)", "give the folder: --encoder FOLDER"), (r"load it yourself and pass the model: Encoder\(SentenceTransformer\(\.\.\.\), name\)", "load it yourself in Python, and pass it to rank_sources"),
+    (r", because a chunk does not know the others: Accumulator\(.*\)\.$", ", which --stream does not have: leave out --stream, or take space=raw."), (r": use rank_sources, or another consistency", ": leave out --stream, or take another consistency"),
+    (r"or blocks=[\d,]+(, or )?", r"or take an encoder of fewer dimensions\1"), (r"(unknown control .*); the sources are ", r"\1 in --control; the sources are ")))
+_UNDER_WAY = re.compile(r"(?<![^/])[.](?=[^/]+[.][a-z0-9_]{8}[.](tmp|part)$)|[.][a-z0-9_]{8}[.](tmp|part)$") # a file that is written goes by another name until it is whole
+def _worded(e: Exception) -> str: # the way out that a shell has
+    if isinstance(e, OSError) and e.filename: return f"{_UNDER_WAY.sub('', str(e.filename))}: {e.strerror}."
+    text = " ".join(str(e).split())
+    for pattern, said in _WORDS: text = pattern.sub(said, text)
+    return text
 
 @contextmanager
 def _as_options() -> Iterator[None]:
@@ -316,17 +334,23 @@ def _encoder(args: argparse.Namespace) -> Callable[[], object]:
     device = args.device or ("cpu" if args.engine == "local" else None)
     return partial(load_encoder, args.encoder, dtype=args.dtype, **({"device": device} if device else {}))
 
+def _control(name: str | None) -> dict[str, str | None]: return {} if name is None else dict(control=None if name == "none" else name)
+
+def _no_source_none(args: argparse.Namespace, sources: Iterable[str]) -> None: # it could be meant as the control
+    if args.control == "none" and "none" in sources: raise InputError("--control none: a source has that name, so it can't say that there is no control; rename the source.")
+
 def _rank_stream(args: argparse.Namespace, out: Path | None) -> int:
     for flag, given in (("--explain", args.explain), ("--examples", args.examples)):
         if given: raise InputError(f"{flag} needs the triples, which --stream does not hold: leave out one of the two.")
     config, encoder = _config(args.config, args.tau, args.gain), _encoder(args)
-    options = dict(collection=named_collection(args.collection) if args.collection else None, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed)
+    options = dict(collection=named_collection(args.collection) if args.collection else None, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed, **_control(args.control))
     if args.engine == "local":
         from eci_sem.ranked_stream import rank_files
         with _as_options(): ranking = rank_files(args.files, encoder, config, reading=_reading(args), **options)
     else:
         from eci_sem.cluster import rank_cluster
         with _as_options(): ranking = rank_cluster(args.files, encoder, config, address=args.address, **options, **_reading(args))
+    _no_source_none(args, ranking.table.index)
     return _ranked(args, out, ranking)
 
 def _shards_alone(files: Sequence[str]) -> bool: # patterns, folders and objects of a store are not read here when there is a cluster
@@ -345,9 +369,10 @@ def _rank(args: argparse.Namespace) -> int:
     check_engine(args.engine, args.address, "--")
     if args.stream or args.engine == "ray" and _shards_alone(args.files): return _rank_stream(args, out)
     config, triples = _config(args.config, args.tau, args.gain), _read(args.files, **_reading(args))
+    _no_source_none(args, triples.sources)
     from eci_sem.rank import rank_sources
     collection = named_collection(args.collection) if args.collection else None
-    ranking = rank_sources(triples, _encoder(args), collection=collection, config=config, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed, engine=args.engine, address=args.address)
+    ranking = rank_sources(triples, _encoder(args), collection=collection, config=config, tokenizer=args.tokenizer, resamples=args.resamples, seed=args.seed, engine=args.engine, address=args.address, **_control(args.control))
     alone = args.explain and len(ranking.table) < 2
     explained = ranking.explain() if args.explain and not alone else None
     shown = ranking.examples(triples, n=args.examples) if args.examples else None
@@ -371,12 +396,13 @@ def _check(args: argparse.Namespace) -> int:
     # what was found is told whatever becomes of the files
     for name, path, write, n in (("rejected", rejected, report.write_rejected, report.bad + report.bad_lines), ("clean", clean, report.write_clean, report.rows - report.bad)):
         if not path: continue
-        try: written[name] = str(write(path)); lines.append(f"{n:,} {'rows without a problem' if name == 'clean' else 'others, each with its reason,'} written to {path.name}")
+        what = "without a problem" if name == "clean" else "with its reason" if n == 1 else "each with its reason"
+        try: written[name] = str(write(path)); lines.append(f"{n:,} {'row' if name == 'clean' else 'other'}{'s' * (n != 1)}{', ' if name == 'rejected' else ' '}{what}{', ' if name == 'rejected' else ' '}written to {path.name}")
         except InputError as e: written[name] = None; lines.append(f"--{name} {path.name} is not written: {_FLAG.sub(_flag, str(e))}")
     def data() -> dict:
         import json
         return json.loads(report.to_json()) | (dict(written=written) if written else {})
-    return _say(args, "\n".join(lines), data, int(report.errors or None in written.values()))
+    return _say(args, "\n".join(lines), data, 2 if report.problem else int(report.errors or report.unrankable is not None or None in written.values()))
 
 # %% ../nbs/11_cli.ipynb #6de29b7c
 def _mine(args: argparse.Namespace) -> int:
@@ -521,21 +547,37 @@ def _completion(args: argparse.Namespace) -> int:
 
 _COMMANDS = dict(rank=_rank, check=_check, mine=_mine, report=_report, fetch=_fetch, reproduce=_reproduce, redraw=_redraw, models=_models, cache=_cache, completion=_completion)
 
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser()
+    args, rest = parser.parse_known_args(argv)
+    parser = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[args.command]
+    near = difflib.get_close_matches(rest[0].partition("=")[0], parser._option_string_actions, 1) if rest else ()
+    if rest: parser.error(f"unrecognized arguments: {' '.join(rest)}" + (f" (did you mean {near[0]}?)" if near else ""))
+    for a in parser._actions:
+        given = getattr(args, a.dest, None)
+        if any(isinstance(x, str) and not x.strip() for x in (given if isinstance(given, list) else [given])) and a.dest != "title": raise InputError(f"{(a.option_strings or [a.metavar])[-1]} is an empty text, which names nothing; leave it out, or see whether the variable that it comes from is set.")
+    return args
+
 def main(
     argv: Sequence[str] | None = None, # Arguments without the program's name; None: those of the process
-) -> int: # Exit status: 0, 1 (a run failed), 2 (input that can't be used), 130 (interrupted)
+) -> int: # Exit status: 0, 1 (a run failed, a check found a problem), 2 (input that can't be used), 3 (the time was up), 130 (interrupted)
     "The `eci-sem` command. [ours]"
-    args = make_parser().parse_args(argv)
-    try: return _COMMANDS[args.command](args)
+    debug = False
+    try:
+        debug = (args := _parsed(argv)).debug
+        return _COMMANDS[args.command](args)
     except BrokenPipeError: # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (InputError, OSError, KeyboardInterrupt) as e:
-        if args.debug: raise
+        if debug: raise
         if isinstance(e, KeyboardInterrupt): print("eci-sem: interrupted; what is finished is kept.", file=sys.stderr); return 130
-        print("eci-sem:", " ".join(str(e).split()), file=sys.stderr)
+        print("eci-sem:", _worded(e), file=sys.stderr)
         return 2
     except Exception as e:
-        if args.debug: raise
+        if debug: raise
         print(f"eci-sem: unexpected {type(e).__name__}: {' '.join(str(e).split())} (with --debug: where it happened)", file=sys.stderr)
         return 1
+
+# %% ../nbs/11_cli.ipynb #c1imain2
+if __name__ == "__main__" and __spec__: sys.exit(main())

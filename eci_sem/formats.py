@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from typing import Any
 import pyarrow as pa
 
 from .collection import Collection, InputError, atomic_path, decode_line, existing, json_object, read_lines, unknown_name
-from .layouts import ADAPTERS, Place, Reading, _msmarco_ids, fields, is_header, labeled_pairs, layout_of, read_qrels, read_texts, run_blocks, run_negatives, run_triples
+from .layouts import ADAPTERS, Place, Reading, _msmarco_ids, csv_head, csv_rows, fields, is_header, labeled_pairs, layout_of, read_qrels, read_texts, run_blocks, run_negatives, run_triples
 from .trainers import _json, _lines_to, _one_source, _rows, to_dataset, write_layout
-from .triples import COLUMNS, DEFAULT_SOURCE, SCHEMA, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _batches, _refuse_halves, _complete, _json_values, _kind_of, _merge_dropped, _need_texts
+from .triples import COLUMNS, DEFAULT_SOURCE, SCHEMA, TEXT_COLUMNS, Triples, _BATCH, _DROPPED_KEY, _Named, _Whole, _batches, _refuse_halves, _complete, _json_values, _kind_of, _merge_dropped, _named_rows, _need_texts
 
 # %% ../nbs/01a_formats.ipynb #fa1472a2
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ _COLUMN_LOSS = "ids, source (one is allowed), rank, score"
 FORMATS: dict[str, Format] = {f.name: f for f in (
     Format("parquet", "this package's columns, as Parquet", True, True, True, (), (), "nothing", _SAMPLES),
     Format("jsonl", "this package's columns, one row a line, or a list of negatives a line; .gz", True, True, True, (), (), "dropped counts", _SAMPLES),
+    Format("csv", "this package's columns as text between commas, semicolons or tabs, named by the first line; quoted as spreadsheets do; .gz", True, False, True, (), (), "", _SAMPLES),
     Format("tsv", "query, positive, negative as texts between tabs, as MS MARCO's triples.train; a first line that names columns is skipped", True, True, True, (), (), _COLUMN_LOSS, _SAMPLES),
     Format("st-triplet", "sentence-transformers mine_hard_negatives, triplet: a Dataset, its saved folder, Parquet or JSONL", True, True, True, (), (), _COLUMN_LOSS, f"mine_hard_negatives on scifact; {_SAMPLES}"),
     Format("st-n-tuple", "the same, n-tuple: negative_1 to negative_k", True, True, True, (), (), _COLUMN_LOSS + "; k must be one number", f"mine_hard_negatives on scifact; {_SAMPLES}"),
@@ -67,9 +68,10 @@ def formats_table(): # A data frame
 @dataclass(frozen=True)
 class _Found:
     format: str # A name of `FORMATS`
-    container: str # parquet, arrow, jsonl, text or frame
+    container: str # parquet, arrow, jsonl, csv, text or frame
     names: tuple[str, ...] = () # Columns, or keys of the first row
     files: tuple[Path, ...] = () # Of a data set's folder
+    split: str = "" # What stands between the fields of a csv
 
 def _absurd(e: MemoryError) -> bool:
     "Was more asked for at once than the whole machine has? Then a damaged file claims it."
@@ -123,9 +125,10 @@ class _Unknown(InputError): "What is no triples, as its content says: told at on
 
 _JSON_ROW = re.compile(rb"(\xef\xbb\xbf)?\s*\{\s*($|\"[^\"\t]*\"\s*:)") # how an object begins; a text may begin with a brace too
 
-def _peek(path: Path, ids: bool, plain: bool) -> _Found | None: # plain: no JSON, as the caller says
+def _peek(path: Path, ids: bool, format: str | None) -> _Found | None: # format: as the caller says
     lines = islice(read_lines(path), 20)
     lines = chain([head := next(lines)], lines) # one by one: a line may be long
+    if re.match(rb"(\xef\xbb\xbf)?\s*\[\s*(\{|$)", head[1]): raise _Unknown(f"{path}: begins with '[', as one array of JSON does; expected one object a line: jq -c '.[]' {path.name} > {path.name.split('.')[0]}.jsonl")
     if head[1].lstrip(b"\xef\xbb\xbf \t").startswith(b"{"):
         first, others = None, []
         for number, line in lines: # the first row that has a known layout; those before it are refused later, with their place
@@ -134,7 +137,7 @@ def _peek(path: Path, ids: bool, plain: bool) -> _Found | None: # plain: no JSON
             if layout := layout_of(tuple(row)): return _Found("jsonl" if layout == "native" else layout, "jsonl", tuple(row))
             first = first or (number, row)
         if first and not {"positive", "negative", "negatives"} & set(first[1]): raise _Unknown(f"{path}:{first[0]}: the keys {', '.join(map(repr, first[1])) or '(none)'} fit no layout that is known; expected e.g. query, positive, negative; or query, pos, neg; or query, positive_passages, negative_passages; or qid, pos, neg.")
-        if first or not plain and (path.name.endswith((".jsonl", ".jsonl.gz")) or any(_JSON_ROW.match(line) for _, line in others)): return None
+        if first or format not in ("csv", "tsv", "qidpidtriples") and (path.name.endswith((".jsonl", ".jsonl.gz")) or any(_JSON_ROW.match(line) for _, line in others)): return None
         lines = others
     texts = []
     for number, line in lines:
@@ -142,23 +145,31 @@ def _peek(path: Path, ids: bool, plain: bool) -> _Found | None: # plain: no JSON
         except InputError: continue # refused later, with its place
     if not texts: return None
     if _JUDGMENTS.match(texts[0]): raise _Unknown(f"{path}: these are judgments (query id, document id, grade), not triples; give them as qrels= with a TREC run.")
+    if not ids and (head := csv_head(texts[0], format == "csv")):
+        try: return _Found("csv" if head[0] == "native" else head[0], "csv", _unique(head[2], str(path)), split=head[1])
+        except InputError as e: raise _Unknown(str(e)) from None
     if texts[0].count("\t") == 2: return _Found("qidpidtriples" if ids or all(re.fullmatch(r"\S{1,40}\t\S{1,40}\t\S{1,40}", t) for t in texts if t.count("\t") == 2) else "tsv", "text")
     found = texts[0].split()
     try: return _Found("trec", "text") if len(found) == 6 and (int(found[3]), float(found[4])) else None
     except ValueError: return None
 
+def _claimed(path: Path) -> str: # what the name says, where the content says nothing
+    try: return _kind_of(path)
+    except InputError as e: raise InputError(f"{str(e)[:-1]}, or the content of another format (the guide 'formats' lists them): for text between commas or tabs, a first line that names the columns, e.g. query,positive,negative,source.") from None
+
 def _recognise(path: Path, ids: bool = False, format: str | None = None) -> _Found: # format: as the caller says
     if existing(path).is_dir(): return _dataset_folder(path)
     with open(path, "rb") as f: head = f.read(4)
     if head != b"PAR1":
+        if path.suffix == ".gz" and head and head[:2] != b"\x1f\x8b": raise InputError(f"{path}: is named .gz, but holds no gzip data; rename it ({path.name[:-3]}) if it was never packed, or fetch it again.")
         if head == b"\xff\xff\xff\xff": return _arrow_found((path,))
-        try: found = _peek(path, ids, format in ("tsv", "qidpidtriples"))
+        try: found = _peek(path, ids, format)
         except _Unknown as e: raise InputError(str(e)) from None
         except InputError:
-            _kind_of(path) # an extension that is not known
+            _claimed(path) # an extension that is not known
             found = None
         if found: return found
-        if _kind_of(path) != ".parquet": return _Found("jsonl", "jsonl")
+        if _claimed(path) != ".parquet": return _Found("jsonl", "jsonl")
     if not head: raise InputError(f"{path}: the file is empty.")
     import pyarrow.parquet as pq
     with _arrow_errors(path), pq.ParquetFile(path) as f: names = _unique(f.schema_arrow.names, str(path))
@@ -207,7 +218,7 @@ def _pieces(table: pa.Table, first: int, judge: Callable[[pa.Table, int], pa.Tab
     # (number of the first row, what `judge` makes) of the longest pieces that it takes; a row that it refuses by itself is rejected
     try: yield first, judge(table, first); return
     except InputError as e:
-        if rejected is None: raise
+        if rejected is None or isinstance(e, _Whole): raise
         if len(table) == 1:
             why = str(e) # what concerns a column does not say which row it was
             rejected(first, why if f"row {first} " in why else f"row {first} (counting from 0): {why}", _row_of(table)); return
@@ -318,6 +329,7 @@ def _values(found: _Found, path: Path, options: dict[str, Any], reading: Reading
             yield where, values
         return
     def rows(rejected):
+        if found.container == "csv": yield from csv_rows(path, found.names, found.split, found.format == "csv", rejected); return
         if found.container != "jsonl": yield from _table_rows(_tables(found, path, size, rejected), path); return
         for n, line in read_lines(path):
             try: row = json_object(line, path, n)
@@ -339,17 +351,18 @@ def _parquet_dropped(path: Path) -> dict[str, dict[str, int]]:
     raise InputError(f"{path}: the counts of dropped rows in its metadata are damaged; write it again.")
 
 def _chunks(found: _Found, path: Path, source: str | None, options: dict[str, Any], size: int, rejected: Rejected | None) -> Iterator[Triples]:
-    reading, told = Reading(found.names), []
+    reading, told, named = Reading(found.names), [], _Named()
     def reject(number, why, line):
         told[:] = [number]
         rejected(number, why, line)
     def made() -> Iterator[pa.Table]:
         if found.format != "parquet":
-            for batch in _batches(_values(found, path, options, reading, size, rejected and reject), size): yield _complete(pa.Table.from_batches([batch]), str(path), source)
+            rows = _values(found, path, options, reading, size, rejected and reject)
+            for batch in _batches(rows if source is not None else _named_rows(rows, rejected and reject), size): yield _complete(pa.Table.from_batches([batch]), str(path), source)
             return
         _need_texts(found.names, str(path))
         if found.container == "parquet": reading.dropped.update({s: Counter(r) for s, r in _parquet_dropped(path).items()})
-        complete = lambda table, first: _complete(table, str(path), source, first)
+        complete = lambda table, first: _complete(table, str(path), source, first, named)
         for first, table in _tables(found, path, size, rejected and reject):
             with _arrow_errors(path):
                 if rejected: complete(table.slice(0, 0), 0) # a column that can't be used is no matter of rows
@@ -375,8 +388,9 @@ def _open(path: Any, source: str | None, format: str | None, given: dict[str, An
     found = _recognise(path, given["corpus"] is not None or given["queries"] is not None, format)
     if format is not None:
         if format not in FORMATS: raise unknown_name("format", format, FORMATS)
+        if found.container == "csv" and format == ("tsv" if found.split == "\t" else "csv"): format = found.format
         if format != found.format and {format, found.format} != {"tsv", "qidpidtriples"}: raise InputError(f"{path}: recognised as {found.format!r}, but format={format!r} was given; leave it out, or see whether this is the right file.")
-        found = _Found(format, found.container, found.names, found.files)
+        found = replace(found, format=format)
     options = _options(found, path, given)
     return _chunks(found, path, source, options, size, rejected)
 
@@ -420,6 +434,7 @@ def _frame_table(frame: Any) -> pa.Table:
     try:
         if isinstance(frame, pa.Table): return frame
         if isinstance(frame, pa.RecordBatch): return pa.Table.from_batches([frame])
+        if hasattr(frame, "with_format") and not hasattr(frame, "__len__"): raise InputError(f"the {kind} is a stream and no table; take Triples.from_rows(data) where its columns are query, positive and negative, or write it to Parquet.")
         if hasattr(frame, "with_format") and hasattr(frame, "column_names"): # a datasets Dataset; its selections and shuffles are followed
             if isinstance(frame.column_names, dict): raise InputError(f"the {kind} holds the splits {', '.join(frame.column_names)}; give one, e.g. data[{next(iter(frame.column_names), 'train')!r}].")
             return frame.with_format("arrow")[:]
@@ -428,7 +443,8 @@ def _frame_table(frame: Any) -> pa.Table:
     except (pa.ArrowException, UnicodeEncodeError, ValueError, TypeError) as e:
         if isinstance(e, InputError): raise
         raise InputError(f"the {kind} can't be taken as an Arrow table ({(str(e) or type(e).__name__).splitlines()[0]}).") from None
-    raise InputError(f"found {kind}, expected a path or a frame with Arrow's stream interface (__arrow_c_stream__), e.g. of pandas, polars, pyarrow or datasets.")
+    instead = "; for dictionaries take Triples.from_rows(rows), for several files Triples.concat(map(Triples.read, files))" if isinstance(frame, (list, tuple)) else "; take Triples.read(pd.DataFrame(data))" if isinstance(frame, dict) else ""
+    raise InputError(f"found {kind}, expected a path or a frame with Arrow's stream interface (__arrow_c_stream__), e.g. of pandas, polars, pyarrow or datasets{instead}.")
 
 def frame_triples(
     frame: Any, # A frame of pandas, polars, pyarrow or datasets, or any other with `__arrow_c_stream__`
@@ -446,7 +462,8 @@ def frame_triples(
     if layout == "msmarco": raise InputError(f"{where}: holds ids (qid, pos, neg); write it as JSONL, and read that with corpus= and queries=.")
     found = _Found(layout, "frame", tuple(table.column_names))
     reading = Reading(found.names)
-    batches = list(_batches(_adapted(found, _table_rows([(0, table)], where), reading)))
+    rows = _adapted(found, _table_rows([(0, table)], where), reading)
+    batches = list(_batches(rows if source is not None else _named_rows(rows)))
     if not batches: raise InputError(f"{where}: holds no rows.")
     t = _complete(pa.Table.from_batches(batches), where, source)
     return Triples(t, {source or s: dict(r) for s, r in reading.dropped.items()})

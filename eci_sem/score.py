@@ -26,9 +26,9 @@ FACTORS: dict[str, tuple[str, ...]] = dict(consistency=("sigmoid", "calibrated",
     overlap=("query", "positive", "jaccard", "none"), residual=("tangent", "difference", "unit"), space=("raw", "centred"))
 CUSTOM: dict[str, dict[str, Callable]] = dict(consistency={}, locality={}, product={}, residual={}) # what `register_factor` added, by name
 
-def _positive(name: str, value: object, hint: str) -> None:
+def _positive(name: str, value: object, hint: str, least: float = 0.0, most: float = np.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, Real): raise InputError(f"{name} is {value!r} ({type(value).__name__}), expected a positive number; {hint}.")
-    if not (np.isfinite(value) and value > 0): raise InputError(f"{name} is {value:g}, expected a positive finite number; {hint}.")
+    if not (np.isfinite(value) and value > 0 and least <= value <= most): raise InputError(f"{name} is {value:g}, expected a positive finite number; {hint}.")
 
 @dataclass(frozen=True)
 class ECIConfig:
@@ -44,8 +44,8 @@ class ECIConfig:
     def __post_init__(self):
         for name, known in FACTORS.items():
             if getattr(self, name) not in known: raise unknown_name(name, getattr(self, name), known)
-        _positive("tau", self.tau, "0.05 is the temperature of the fine-tuning loss")
-        if not isinstance(self.gain, str): _positive("gain", self.gain, "1 is the default, 'd' and '1/tau^2' are the named ones")
+        _positive("tau", self.tau, "0.05 is the temperature of the fine-tuning loss, and from 1e-6 to 1e6 there are enough digits", 1e-6, 1e6)
+        if not isinstance(self.gain, str): _positive("gain", self.gain, "1 is the default, 'd' and '1/tau^2' are the named ones, and from 1e-12 to 1e15 there are enough digits", 1e-12, 1e15)
         elif self.gain not in ("d", "1/tau^2"): raise unknown_name("gain", self.gain, ("d", "1/tau^2", "a positive number"))
         if self.product != "a*l" and (self.consistency, self.locality) != ("sigmoid", "margin"):
             raise InputError(f"product {self.product!r} replaces a*l, so consistency {self.consistency!r} with locality {self.locality!r} would have no effect: leave both at their defaults, or use product 'a*l'.")

@@ -67,11 +67,27 @@ def _explode(table: pa.Table, where: str, first: int = 0) -> pa.Table:
     if flat.null_count: raise InputError(f"{where}: row {first + of[pc.index(pc.is_null(flat), True).as_py()].as_py()} (counting from 0): 'negatives' holds null, expected strings.")
     return keep.take(of).append_column("negative", flat)
 
+class _Whole(InputError): "What concerns a file as a whole: no row that could be left out."
+
+class _Named:
+    "Whether rows name their source: all of them do, or none."
+    _why = "'source' is empty, and other rows have one; give each row its source, or leave the column out"
+    def __init__(self): self.named, self.nameless = False, None # has a row had one; the place of the first row that had none
+    def row(self, where: str, source: str | None) -> None:
+        if source and source.strip():
+            if self.nameless is not None: raise _Whole(f"{self.nameless}: {self._why}.")
+            self.named = True
+        elif self.named: raise InputError(f"{where}: {self._why}.")
+        elif self.nameless is None: self.nameless = where
+    def table(self, sources: pa.ChunkedArray, where: str, first: int) -> None:
+        empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(sources), ""), True)
+        for k in sorted(k for k in (pc.index(empty, x).as_py() for x in (True, False)) if k >= 0): self.row(f"{where}: row {first + k} (counting from 0)", None if empty[k].as_py() else "given")
+
 def _need_texts(names: Sequence[str], where: str) -> None:
     missing = next((c for c in TEXT_COLUMNS if c not in names and not (c == "negative" and "negatives" in names)), None)
     if missing: raise InputError(f"{where}: column {missing!r} is missing; found {', '.join(map(repr, names)) or 'no columns'}, expected at least 'query', 'positive' and 'negative' (or 'negatives').")
 
-def _complete(table: pa.Table, where: str, source: str | None = None, first: int = 0) -> pa.Table: # `first`: the number of the table's first row
+def _complete(table: pa.Table, where: str, source: str | None = None, first: int = 0, named: _Named | None = None) -> pa.Table: # `first`: the number of the table's first row; `named`: what the rows before it had
     _need_texts(table.column_names, where)
     if "negative" not in table.column_names: table = _explode(table, where, first)
     columns = {c: _cast(table.column(c), c, where) for c in COLUMNS if c in table.column_names}
@@ -87,7 +103,9 @@ def _complete(table: pa.Table, where: str, source: str | None = None, first: int
         columns[c] = made if given is None else pc.if_else(pc.fill_null(pc.equal(given, ""), True), made, given)
     if source is not None: columns["source"] = pa.repeat(pa.scalar(source, pa.large_string()), len(table))
     elif "source" not in columns: columns["source"] = pa.repeat(pa.scalar(DEFAULT_SOURCE, pa.large_string()), len(table))
-    else: columns["source"] = pc.if_else(pc.fill_null(pc.equal(columns["source"], ""), True), DEFAULT_SOURCE, columns["source"])
+    elif len(table):
+        (named or _Named()).table(columns["source"], where, first)
+        columns["source"] = pc.if_else(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(columns["source"]), ""), True), DEFAULT_SOURCE, columns["source"])
     return pa.table([columns[c] if c in columns else pa.nulls(len(table), SCHEMA.field(c).type) for c in COLUMNS], schema=SCHEMA)
 
 # %% ../nbs/01_triples.ipynb #c1fc7b1c
@@ -138,6 +156,17 @@ def _batches(rows: Iterable[tuple[str, Iterable[tuple]]], size: int = _BATCH) ->
             if len(values) >= size or held >= _CHARACTERS: yield batch(); values.clear(); wheres.clear(); held = 0
     if values: yield batch()
 
+def _named_rows(rows: Iterable[tuple[str, Iterable[tuple]]], rejected: Any = None) -> Iterator[tuple[str, Iterable[tuple]]]: # as they come; one without a source among others is rejected, or an error
+    named = _Named()
+    for where, found in rows:
+        found = list(found)
+        try:
+            for v in found: named.row(where, v[6])
+        except InputError as e:
+            if rejected is None or isinstance(e, _Whole): raise
+            where.reject(rejected, e); continue
+        yield where, found
+
 def _from_batches(batches: Iterable[pa.RecordBatch]) -> pa.Table: return pa.Table.from_batches(batches, schema=pa.schema([pa.field(c, SCHEMA.field(c).type) for c in COLUMNS]))
 
 # %% ../nbs/01_triples.ipynb #d9600a20
@@ -173,7 +202,15 @@ def pool_rows(
 
 # %% ../nbs/01_triples.ipynb #57ecc024
 CHECKS = ("empty text", "negative equals the positive", "negative equals the positive but for case or spacing",
-    "negative is a known relevant passage", "duplicate row", "unknown id")
+    "negative is a known relevant passage", "duplicate row", "unknown id", "query id of several texts")
+
+def _alike(names: Iterable[str]) -> list[str]: # a sentence for names that may be meant as one
+    groups: dict[str, list[str]] = {}
+    for n in names: groups.setdefault(normalise(n), []).append(n)
+    return [f"the sources {', '.join(map(repr, g[:-1]))} and {g[-1]!r} differ by case or blanks alone, and count as {len(g)} sources" for g in groups.values() if len(g) > 1]
+
+def _no_ids(strangers: int, rows: int, collection: str) -> list[str]: # a sentence, where the triples are of something else
+    return [f"these triples carry no ids of {collection}, and where they carry none at all their texts are not in it either: give the collection that they come from, or none"] * (0 < strangers == rows)
 
 class CheckReport:
     "What `Triples.check` found: counts per kind and source, the rows, and examples."
@@ -201,7 +238,7 @@ class CheckReport:
     def _head(self) -> str:
         verdict = "no problem found" if self.ok else f"{self.bad:,} with a problem (clean() drops them)"
         return f"check of {self.rows:,} rows against {self.against}: {verdict}"
-    def _notes(self) -> list[str]: return [f"generated negatives in {s!r}: {n:,} (ids {GENERATED}...); no corpus holds them, which is as it should be" for s, n in self.generated.items()]
+    def _notes(self) -> list[str]: return _no_ids(len(self.found.get("unknown id", ())), self.rows, self.against.partition(" and ")[0]) + _alike(self.sources) + [f"generated negatives in {s!r}: {n:,} (ids {GENERATED}...); no corpus holds them, which is as it should be" for s, n in self.generated.items()]
     def _example_lines(self) -> list[str]:
         return [f"{kind}, row {e['row']} ({e['source']}): query {e['query_id']!r} {e['query']!r}, positive {e['positive_id']!r} {e['positive']!r}, negative {e['negative_id']!r} {e['negative']!r}"
             for kind in CHECKS for e in self.examples.get(kind, ())]
@@ -259,7 +296,16 @@ def _unknown_ids(t: "Triples", collection: Collection, generated: np.ndarray) ->
 def _copies(sources: list[str]) -> np.ndarray: # a balanced pool holds a passage once for each part that found it, and its name says how many parts it has
     return np.array([max(1, sum(map(bool, s.split("+")))) for s in sources], np.int64)
 
-def _check(t: "Triples", collection: Collection | None) -> CheckReport:
+def _later_copies(keys: np.ndarray, rank: np.ndarray, copies: np.ndarray) -> np.ndarray: # (N,) which rows repeat one of a lower rank (absent: the highest; of equal ones the first counts as lower) so often that it is one too many
+    order, later = np.lexsort((np.arange(len(keys)), rank)), np.empty(len(keys), bool)
+    later[order] = _group_position(keys[order]) >= copies[order]
+    return later
+
+def _several(ids: np.ndarray, forms: np.ndarray) -> np.ndarray: # ids that stand for more than one form
+    pairs = np.unique(np.stack([ids, forms]), axis=1)[0]
+    return np.unique(pairs[1:][pairs[1:] == pairs[:-1]])
+
+def _check(t: "Triples", collection: Collection | None, repeats: np.ndarray | None = None) -> CheckReport: # repeats: rows that are copies; None: found here
     query_ids, (query_id,) = t.distinct("query_id")
     queries, (query,) = t.distinct("query")
     passages, (positive, negative) = t.distinct("positive", "negative")
@@ -272,8 +318,9 @@ def _check(t: "Triples", collection: Collection | None) -> CheckReport:
     masks.append((positive == negative) | pc.equal(t.table.column("positive_id"), t.table.column("negative_id")).to_numpy())
     masks.append(form[positive] == form[negative])
     masks.append(_relevant_negatives(t, collection, query_ids, query_id, query_forms, query_form[query], forms, form[positive], form[negative]))
-    masks.append(_group_position(_merge_codes(query_id, query, positive, negative, source)) >= _copies(sources)[source])
+    masks.append(_later_copies(_merge_codes(query_id, query, positive, negative, source), t.column("rank"), _copies(sources)[source]) if repeats is None else repeats)
     masks.append(_unknown_ids(t, collection, generated) if collection is not None else np.zeros(len(t), bool))
+    masks.append(np.isin(query_id, _several(query_id, query_form[query])))
     left, found, counts, examples = np.ones(len(t), bool), {}, {}, {}
     for kind, mask in zip(CHECKS, masks):
         rows = np.flatnonzero(mask & left)
@@ -320,7 +367,7 @@ _DROPPED_KEY = b"eci_sem.dropped"
 def _kind_of(path: Path) -> str:
     for kind in (".parquet", ".jsonl", ".jsonl.gz"):
         if path.name.endswith(kind): return kind
-    raise InputError(f"{path}: extension {path.suffix!r} is not known; expected .parquet, .jsonl or .jsonl.gz{'; read it with pandas: Triples.read(pd.read_csv(path))' if '.csv' in path.suffixes else ', or the name or content of another format (eci_sem.formats.formats_table() lists them)'}.")
+    raise InputError(f"{path}: extension {path.suffix!r} is not known; expected .parquet, .jsonl or .jsonl.gz.")
 
 # %% ../nbs/01_triples.ipynb #974e86dc
 class Triples:
@@ -343,11 +390,12 @@ class Triples:
         rows: Iterable[dict[str, Any]], # Each with query, positive and negative (or a list negatives); the rest is optional
     ) -> "Triples":
         "From dictionaries; missing ids are made from the text. Raises `InputError`. [ours]"
+        if isinstance(rows, (str, Path, dict)) or hasattr(rows, "columns"): raise InputError(f"Triples.from_rows: found {type(rows).__name__}, expected a list of dictionaries; for a file or a frame take Triples.read.")
         def numbered():
             for n, row in enumerate(rows):
                 if not isinstance(row, dict): raise InputError(f"row {n} (counting from 0): found {type(row).__name__}, expected a dictionary.")
                 yield f"row {n} (counting from 0)", row
-        return cls(_complete(_from_batches(_batches((where, _json_values(row, where)) for where, row in numbered())), "rows"))
+        return cls(_complete(_from_batches(_batches(_named_rows((where, _json_values(row, where)) for where, row in numbered()))), "rows"))
 
     @classmethod
     def from_pandas(cls,
@@ -355,6 +403,7 @@ class Triples:
         source: str | None = None, # The source of all rows; None: the column `source`, or "negatives"
     ) -> "Triples":
         "From a pandas data frame. Raises `InputError`. [ours]"
+        if not hasattr(frame, "columns"): raise InputError(f"Triples.from_pandas: found {type(frame).__name__}, expected a data frame; take Triples.from_rows for dictionaries, Triples.read for a file.")
         columns = {}
         _need_texts(list(map(str, frame.columns)), "data frame")
         for c in (*COLUMNS, "negatives"):
@@ -452,6 +501,7 @@ class Triples:
     ) -> "Triples":
         "One table from several; what they dropped is added up. [ours]"
         parts = list(parts)
+        if other := next((p for p in parts if not isinstance(p, Triples)), None): raise InputError(f"Triples.concat: found {type(other).__name__}, expected Triples; read each file first: Triples.concat(map(Triples.read, files)).")
         if not parts: raise InputError("Triples.concat got no tables, expected at least one.")
         return cls(pa.concat_tables([p.table for p in parts]), _merge_dropped(*(p.dropped for p in parts)))
 
@@ -486,7 +536,7 @@ class Triples:
     def check(self,
         collection: Collection | None = None, # Says what is relevant and which ids exist; None: the table's own positives
     ) -> CheckReport:
-        "Find rows that should not be scored or trained on. Check before pooling under a name of your own. [ours]"
+        "Find rows that should not be scored or trained on; of equal rows the one of the lowest rank stays. Check before pooling under a name of your own. [ours]"
         return _check(self, collection)
 
     def clean(self,

@@ -123,7 +123,7 @@ def test_what_concerns_the_whole_file_ends_the_check(tmp_path, make, message):
 
 
 value = st.sampled_from(["x", "y", "", None])
-row = st.fixed_dictionaries(dict(query=value, positive=value, negative=value, query_id=value, source=value, rank=st.sampled_from([None, 1.0, 2.5, 1e10, float("nan")]), score=st.sampled_from([None, 0.5, float("inf")])))
+row = st.fixed_dictionaries(dict(query=value, positive=value, negative=value, query_id=value, source=st.sampled_from(["x", "y"]), rank=st.sampled_from([None, 1.0, 2.5, 1e10, float("nan")]), score=st.sampled_from([None, 0.5, float("inf")])))
 SCHEMA = pa.schema([*((c, pa.string()) for c in ("query", "positive", "negative", "query_id", "source")), ("rank", pa.float64()), ("score", pa.float64())])
 
 @given(rows=st.lists(row, min_size=1, max_size=12), size=st.integers(1, 12), container=st.sampled_from(["parquet", "arrow"]))

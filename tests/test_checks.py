@@ -44,7 +44,7 @@ def test_the_queries_that_every_source_covers_are_counted(tmp_path):
         some = report(rows(a=range(5), b=range(3, 9), c=range(3, 5)), batch)
         assert (some.shared, some.queries) == (2, 9) and some.ok and "queries that every source covers: 2 of 9; a ranking compares the sources on these alone" in repr(some) and "needs at least" not in repr(some)
     none = report(rows(a=range(5), b=range(5, 7)))
-    assert (none.shared, none.queries) == (0, 7) and none.ok and "covers: 0 of 7; a ranking compares the sources on these alone, and needs at least 2: rank the sources that share queries" in repr(none)
+    assert (none.shared, none.queries) == (0, 7) and none.ok and "can't be ranked: 0 of 7 queries are covered by every source, and a ranking compares the sources on these alone and needs at least 2: rank the sources that share queries" in repr(none)
     assert json.loads(none.to_json())["shared"] == 0 and json.loads(none.to_json())["queries"] == 7
 
 
@@ -58,7 +58,7 @@ def test_lines_that_are_not_shown_are_counted(tmp_path):
 texts = st.sampled_from(["Dogs bark.", "dogs  BARK.", "They fetch.", "Cats purr.", "Fish swim.", "Cows moo.", "", " \n"])
 ids = st.sampled_from(["a", "b", "c", "a2", "d", "zz", "llm:1", None])
 rows = st.fixed_dictionaries(dict(query=st.sampled_from(["what do dogs do", "What do dogs  do", "what do cats do", "other", " "]), positive=texts, negative=texts,
-    query_id=st.sampled_from(["1", "2", "3", "9", None]), positive_id=ids, negative_id=ids, source=st.sampled_from(["bm25", "llm", "bm25+llm"])))
+    query_id=st.sampled_from(["1", "2", "3", "9", None]), positive_id=ids, negative_id=ids, source=st.sampled_from(["bm25", "llm", "bm25+llm"]), rank=st.sampled_from([None, 1, 2])))
 
 
 @given(rows=st.lists(rows, min_size=1, max_size=14), collection=st.sampled_from([None, COLLECTION]), size=st.integers(1, 14), name=st.sampled_from(["t.parquet", "t.jsonl", "t.jsonl.gz"]))
@@ -214,7 +214,7 @@ def test_a_file_that_can_not_be_read_is_told(tmp_path, name, content, message):
 def test_arguments_are_checked_first(tmp_path):
     for name in ("margin_rows", "examples", "batch"):
         with pytest.raises(InputError, match=f"{name} is 0, expected a whole number of at least 1"): check_file("t", **{name: 0})
-    with pytest.raises(InputError, match="encoder is str, expected an Encoder"): check_file("t", "glove")
+    with pytest.raises(InputError, match="encoder is int; expected a name for load_encoder"): check_file("t", 3)
     with pytest.raises(InputError, match="collection is str, expected a Collection"): check_file("t", collection="scifact")
     path = Triples.from_rows([dict(query="q", positive="p", negative="n")]).write(tmp_path / "t.jsonl")
     report = check_file(path)
@@ -334,3 +334,47 @@ def test_a_bar_in_a_terminal_and_quiet_elsewhere(tmp_path, capsys, monkeypatch):
     check_file(path, batch=10)
     err = capsys.readouterr().err
     assert "t.jsonl: reading" in err and "t.jsonl: checking" in err and "/40.0" in err
+
+
+# what a ranking would refuse, or count wrongly
+
+def written(path, rows): path.write_text("".join(json.dumps(r) + "\n" for r in rows)); return path
+def asked(i, source="a", **more): return dict(query=f"q{i}", positive=f"p{i}", negative=f"n{i} {source}", source=source, **more)
+
+
+def test_what_can_not_be_ranked_is_said(tmp_path):
+    one = check_file(written(tmp_path / "one.jsonl", [asked(0), asked(0, "b")]))
+    assert one.unrankable.startswith("1 of 1 queries is covered by every source") and "; can't be ranked\n" in repr(one) and "be ranked: 1 of 1" in one._repr_html_()
+    assert json.loads(one.to_json())["unrankable"] == one.unrankable and not one.errors, "no row has a problem"
+    two = check_file(written(tmp_path / "two.jsonl", [asked(i, s) for i in (0, 1) for s in "ab"]))
+    assert two.unrankable is None and "no problem found" in repr(two) and json.loads(two.to_json())["unrankable"] is None
+
+
+@pytest.mark.parametrize("batch", [1, 2, 100])
+def test_a_query_id_of_several_texts_is_found_across_batches_and_files(tmp_path, batch):
+    rows = [asked(0, query_id="1"), asked(1, query_id="2"), asked(2, query_id="3"), asked(3, query_id="2"), dict(asked(0, query_id="1"), query=" Q0", negative="other")]
+    report = check_file(written(tmp_path / "t.jsonl", rows), batch=batch)
+    assert report.counts == {"query id of several texts": {"a": 2}} and [e["row"] for e in report.examples["query id of several texts"]] == [1, 3] and report.errors
+    assert "query id of several texts, row 1 (a): id '2' of query 'q1'" in repr(report) and "query id of several texts, row 3 (a): id '2' of query 'q3'" in repr(report)
+    assert sorted(q for t in report.clean_batches() for q in t.column("query_id")) == ["1", "1", "3"]
+    from functools import reduce
+    from eci_sem.checks import _merge_known
+    parts = [check_file(written(tmp_path / f"{k}.jsonl", part), batch=batch) for k, part in enumerate((rows[:2] + rows[4:], rows[2:4]))]
+    assert not any(p.errors for p in parts)
+    known = reduce(_merge_known, (p._known for p in parts))
+    for p in parts: p._known = known
+    assert sorted(q for p in parts for t in p.clean_batches() for q in t.column("query_id")) == ["1", "1", "3"]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 100])
+def test_of_equal_rows_in_several_batches_the_lowest_rank_stays(tmp_path, batch):
+    rows = [asked(0, rank=3), asked(0, rank=1), asked(1, rank=1), asked(0), asked(1, rank=1, score=2.0), asked(0, rank=2)]
+    report = check_file(written(tmp_path / "t.jsonl", rows), batch=batch)
+    assert report.counts == {"duplicate row": {"a": 4}} and Triples.read(report.write_clean(tmp_path / "clean.parquet")).table.select(["query", "rank", "score"]).to_pylist() == [dict(query="q0", rank=1, score=None), dict(query="q1", rank=1, score=None)]
+
+
+def test_files_of_another_collection_and_names_that_are_alike_are_told(tmp_path):
+    report = check_file(written(tmp_path / "t.jsonl", [asked(0, "lexical"), asked(0, "Lexical")]), collection=COLLECTION)
+    assert "these triples carry no ids of collection 'animals'" in repr(report) and "the sources 'lexical' and 'Lexical' differ by case or blanks alone" in repr(report)
+    with pytest.raises(InputError, match="t.jsonl: these triples carry no ids of collection 'animals'"): list(report.clean_batches())
+    assert any(line.startswith("words") for line in repr(report).splitlines()) and report.length_frame().columns.name == "words"

@@ -274,7 +274,7 @@ def test_check_says_what_is_wrong_and_writes_the_rest(triples_file, tmp_path, ca
     from eci_sem.triples import Triples
     assert len(Triples.read(clean)) == 24 and len(rejected.read_text().splitlines()) == 3
     refused(capsys, ["check", str(triples_file), "--device", "cuda"], "--device has no effect without --encoder")
-    assert main(["check", str(triples_file), "--depth", "3"]) == 1 and "depth" in capsys.readouterr().out
+    assert main(["check", str(triples_file), "--depth", "3"]) == 2 and "--depth has no effect" in capsys.readouterr().out
     refused(capsys, ["check", str(triples_file), "--clean", "x.csv"], "--clean x.csv", "expected it to end in .parquet, .jsonl, .jsonl.gz")
 
 
@@ -429,3 +429,122 @@ def test_reproduce_runs_a_profile(tmp_path, capsys, monkeypatch):
     assert main(argv) == 1
     out = capsys.readouterr().out
     assert "kept" in out and "failed: none: AssertionError: too small" in out
+
+
+@pytest.mark.parametrize("way", [[], ["--stream"]])
+def test_a_control_of_any_name(triples_file, tmp_path, capsys, way):
+    argv = ["rank", str(triples_file), "--encoder", "glove", "--resamples", "40", "--json", *way]
+    def kinds(*more):
+        assert main([*argv, *more]) == 0
+        return {r["source"]: r["kind"] for r in json.loads(capsys.readouterr().out)["table"]}
+    assert kinds("--control", "far") == {"near": "source", "far": "control"} and kinds("--control", "none")["far"] == "source"
+    refused(capsys, [*argv, "--control", "fra"], "unknown control 'fra'")
+    renamed = tmp_path / "none.jsonl"
+    renamed.write_text(triples_file.read_text().replace('"source": "far"', '"source": "none"'))
+    argv[1] = str(renamed)
+    refused(capsys, [*argv, "--control", "none"], "--control none: a source has that name", "rename the source")
+
+
+@pytest.mark.parametrize("way, module, name", [([], "rank", "rank_sources"), (["--stream"], "cluster", "rank_cluster")])
+def test_a_cluster_is_told_the_control(triples_file, monkeypatch, way, module, name):
+    import importlib
+    told = {}
+    class Seen(Exception): pass
+    def rank(*args, **given): told.update(given); raise Seen
+    monkeypatch.setattr(importlib.import_module(f"eci_sem.{module}"), name, rank)
+    for given, meant in (["--control", "far"], dict(control="far")), (["--control", "none"], dict(control=None)), ([], {}):
+        told.clear()
+        with pytest.raises(Seen): main(["--debug", "rank", str(triples_file), "--encoder", "glove", "--engine", "ray", *way, *given])
+        assert {k: v for k, v in told.items() if k == "control"} == meant and "address" in told
+
+
+@pytest.mark.parametrize("module", ["eci_sem", "eci_sem.cli"])
+def test_the_command_is_a_module_too(module, tmp_path):
+    done = subprocess.run([sys.executable, "-m", module, "rank", "nofile", "--encoder", "glove"], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "eci-sem: nofile: no such file.\n")
+
+
+def test_the_status_of_a_check_is_as_the_help_says(triples_file, tmp_path, capsys):
+    text = " ".join(cli._CHECK.split())
+    assert "1 when a row or a line has a problem (a likely false negative alone is none) or the file can't be ranked as it is, and 2 when it can't be read to its end" in text and "130 (interrupted)" in cli._TOP_EXAMPLES
+    lines = triples_file.read_text().splitlines()
+    def status(name, content):
+        (tmp_path / name).write_text(content)
+        return main(["check", str(tmp_path / name)]), capsys.readouterr().out
+    assert status("good.jsonl", "\n".join(lines) + "\n")[0] == 0
+    found, out = status("one.jsonl", "\n".join(lines[:2]) + "\n")
+    assert found == 1 and "can't be ranked: 1 of 1 queries is covered by every source" in out
+    assert status("apart.jsonl", "\n".join([*lines[:6:2], *lines[7::2]]) + "\n")[0] == 1
+    assert status("line.jsonl", "\n".join([*lines, "{"]) + "\n")[0] == 1
+    for name, content, words in (("empty.jsonl", "", "the file is empty"), ("t.txt", "hello\n", "extension '.txt' is not known"), ("x.csv", "a,b\nc,d\n", "extension '.csv' is not known")):
+        found, out = status(name, content)
+        assert found == 2 and words in out
+    (tmp_path / "folder").mkdir()
+    assert main(["check", str(tmp_path / "folder")]) == 2 and "is a folder without state.json" in capsys.readouterr().out
+
+
+def test_csv_and_tsv_are_ranked(triples_file, tmp_path, capsys):
+    import pandas as pd
+    frame = pd.read_json(triples_file, lines=True)
+    frame.to_csv(tmp_path / "t.csv", index=False); frame.to_csv(tmp_path / "t.tsv", sep="\t", index=False)
+    def table(file, *more):
+        assert main(["rank", str(file), "--encoder", "glove", "--resamples", "20", "--json", *more]) == 0
+        return json.loads(capsys.readouterr().out)["table"]
+    expected = table(triples_file)
+    for file, *more in (["t.csv"], ["t.tsv"], ["t.tsv", "--format", "tsv"], ["t.tsv", "--format", "csv"]): assert table(tmp_path / file, *more) == expected
+    assert [r["source"] for r in table(tmp_path / "t.csv", "--stream")] == [r["source"] for r in expected if r["kind"] != "hybrid"]
+
+
+def test_the_way_out_is_one_that_a_shell_has(triples_file, beir_folder, tmp_path, capsys):
+    lines = triples_file.read_text().splitlines()
+    rank = ["rank", str(triples_file), "--encoder", "glove"]
+    python = ("triples.select", "triples.check", "Triples.", "pd.", "(...)", "=...", "formats_table")
+    def told(argv, *parts):
+        err = refused(capsys, argv, *parts)
+        assert not [p for p in python if p in err], err
+    told([*rank, "--collection", str(beir_folder)], "unknown id): the triples carry no ids of the collection, and where they carry none at all their texts are not in it either; give the --collection that they come from, or none.")
+    told([*rank, "--collection", str(beir_folder), "--stream"], "these triples carry no ids of collection 'things'")
+    (tmp_path / "apart.jsonl").write_text("\n".join([*lines[:6:2], *lines[7::2]]) + "\n")
+    told(["rank", str(tmp_path / "apart.jsonl"), "--encoder", "glove"], "Rank the sources that share queries: write them to a file of their own.")
+    (tmp_path / "bad.jsonl").write_text("\n".join([*lines[1::2], *(json.dumps(dict(json.loads(x), negative=json.loads(x)["positive"])) for x in lines[::2])]) + "\n")
+    told(["rank", str(tmp_path / "bad.jsonl"), "--encoder", "glove"], "source 'near' has no row left after the checks (12 negative equals the positive): leave its rows out of the file; eci-sem check shows them.")
+    told([*rank, "--stream", "--config", "space=centred"], "which --stream does not have: leave out --stream, or take space=raw.")
+    told([*rank, "--stream", "--config", "consistency=calibrated"], "leave out --stream, or take another consistency")
+    told([*rank, "--format", "tsv"], "recognised as 'jsonl', but --format 'tsv' was given")
+    (tmp_path / "t.txt").write_text("hello\n")
+    told(["rank", str(tmp_path / "t.txt"), "--encoder", "glove"], "the guide 'formats' lists them")
+    for message, said in (("download it elsewhere and give the folder (load_encoder('a/b', path=...)), or", "give the folder: --encoder FOLDER, or"), ("load it yourself and pass the model: Encoder(SentenceTransformer(...), name).", "load it yourself in Python, and pass it to rank_sources.")):
+        assert said in cli._worded(cli.InputError(message))
+
+
+def test_small_mistakes_are_named(triples_file, tmp_path, capsys, monkeypatch):
+    good = str(triples_file)
+    for argv, part in ((["rank", good, "--encoder", "glove", "--expain"], "unrecognized arguments: --expain (did you mean --explain?)"), (["rank", good, "--encoder", "glove", "--xyz"], "unrecognized arguments: --xyz\n"), (["models", "more"], "unrecognized arguments: more\n")):
+        with pytest.raises(SystemExit) as e: main(argv)
+        assert e.value.code == 2 and part in capsys.readouterr().err
+    refused(capsys, ["rank", good, "--encoder", ""], "--encoder is an empty text")
+    refused(capsys, ["rank", good, " ", "--encoder", "glove"], "FILE is an empty text")
+    def none(**where): raise OSError(2, "No such file or directory", "/proc/.tmpabc")
+    monkeypatch.setattr(cli.tempfile, "TemporaryFile", none)
+    refused(capsys, ["rank", good, "--encoder", "glove", "--out", str(tmp_path / "y.csv")], f"--out {tmp_path}/y.csv: the folder {tmp_path} can't be written to (No such file or directory)")
+    assert cli._worded(OSError(13, "Permission denied", "/some/.y.csv.eq4shrgz.tmp")) == "/some/y.csv: Permission denied." and cli._worded(OSError(13, "Permission denied", "/some/.bashrc")) == "/some/.bashrc: Permission denied."
+    def stop(): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, "make_parser", stop)
+    assert main(["models"]) == 130 and "interrupted" in capsys.readouterr().err
+
+
+def test_what_is_written_is_counted_in_words(triples_file, tmp_path, capsys):
+    lines = triples_file.read_text().splitlines()
+    for more, said in (([], "0 others, each with its reason, written"), (["{"], "1 other, with its reason, written"), (["{", "{"], "2 others, each with its reason, written")):
+        (tmp_path / "t.jsonl").write_text("\n".join([*lines, *more]) + "\n")
+        main(["check", str(tmp_path / "t.jsonl"), "--rejected", str(tmp_path / "r.jsonl"), "--clean", str(tmp_path / "c.parquet")])
+        out = capsys.readouterr().out
+        assert said in out and "24 rows without a problem written to c.parquet" in out
+
+
+def test_a_file_that_holds_a_pool_already_is_ranked(triples_file, tmp_path, capsys):
+    from eci_sem.triples import Triples
+    t = Triples.read(triples_file)
+    Triples.concat([t, t.pool(["far", "near"])]).write(tmp_path / "pooled.parquet")
+    assert main(["rank", str(tmp_path / "pooled.parquet"), "--encoder", "glove", "--resamples", "20", "--json"]) == 0
+    assert {r["source"]: r["kind"] for r in json.loads(capsys.readouterr().out)["table"]} == {"far": "source", "near": "source", "far+near": "hybrid"}

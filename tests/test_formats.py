@@ -334,9 +334,9 @@ def test_the_columns_that_were_there_are_named(frame):
     with pytest.raises(InputError, match="data frame: column 'query' is missing; found 'a', 'b', expected at least 'query'"): Triples.read(frame)
 
 
-def test_a_csv_comes_in_as_the_error_says(tmp_path):
+def test_a_csv_comes_in_as_it_is_and_through_pandas(tmp_path):
     put(tmp_path / "t.csv", "query,positive,negative\n", "a query,a passage,another\n")
-    with pytest.raises(InputError, match=r"Triples.read\(pd.read_csv\(path\)\)"): Triples.read(tmp_path / "t.csv")
+    assert texts_of(Triples.read(tmp_path / "t.csv")) == [dict(query="a query", positive="a passage", negative="another")]
     assert texts_of(Triples.read(pd.read_csv(tmp_path / "t.csv"))) == [dict(query="a query", positive="a passage", negative="another")]
 
 
@@ -403,7 +403,7 @@ def test_options_without_effect_are_refused(tmp_path):
     for depth in (0, True, 1.5):
         with pytest.raises(InputError, match=f"depth is {depth!r}, expected a whole number of at least 1"): Triples.read(run, corpus=ANIMALS, depth=depth)
     with pytest.raises(InputError, match="which holds ids: queries=, qrels= are needed"): Triples.read(run, corpus=ANIMALS.corpus)
-    with pytest.raises(InputError, match="unknown format 'csv'"): Triples.read(path, format="csv")
+    with pytest.raises(InputError, match="unknown format 'cvs'"): Triples.read(path, format="cvs")
     t = Triples.read(path)
     with pytest.raises(InputError, match="format 'tsv' has no use for corpus="): t.write(tmp_path / "x", "tsv", corpus=tmp_path / "y")
     for name in ("frame", "st-labeled-pair", "csv"):
@@ -578,3 +578,87 @@ def test_want_of_memory_is_not_called_damage(tmp_path, monkeypatch):
         with pytest.raises(MemoryError, match=rf"a\.parquet: there was no memory left to read it with \({message}\); give a smaller batch"): read()
     read = fails(f"malloc of size {1 << 50} failed") # more than any machine has: the file claims it
     with pytest.raises(InputError, match=r"a\.parquet: not a readable Parquet file \(malloc of size 1125899906842624 failed\); write it again or fetch it again"): read()
+
+
+# text between commas, semicolons or tabs, with the names of its columns
+
+cell = st.text(st.sampled_from("ab é\"',;\t\n "), max_size=6)
+
+@given(rows=st.lists(st.tuples(cell, cell, cell, st.sampled_from(["a", "b,c"])), min_size=1, max_size=6), split=st.sampled_from(",;\t"), size=st.integers(1, 7), packed=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_what_a_spreadsheet_writes_is_read_as_it_was(tmp_path_factory, rows, split, size, packed):
+    path = tmp_path_factory.mktemp("t") / ("t.gz" if packed else "t")
+    pd.DataFrame(rows, columns=["query", "positive", "negative", "source"]).assign(other=1).to_csv(path, sep=split, index=False)
+    t = Triples.concat(scan_triples(path, batch=size))
+    # a blank line within a text loses its blanks, which no check sees
+    plain = lambda x: re.sub(r"\n[ \t]+(?=\n)", "\n", x)
+    assert [tuple(map(plain, r)) for r in zip(t.texts("query"), t.texts("positive"), t.texts("negative"), t.column("source"))] == [tuple(map(plain, r)) for r in rows]
+    assert recognise(path) == "csv" and check_file(path, batch=size).rows == len(rows)
+
+
+def test_a_table_with_names_has_ids_ranks_and_layouts_too(tmp_path):
+    rows = [dict(query_id="1", positive_id="a", negative_id="", query="q", positive="p", negative="n", source="s", rank="2", score="0.5"), dict(query_id="", positive_id="a", negative_id="b", query="q", positive="p", negative="m", source="s", rank="", score="nan")]
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    first, second = Triples.read(tmp_path / "t.csv").table.to_pylist()
+    assert (first["query_id"], first["rank"], first["score"], first["negative_id"]) == ("1", 2, 0.5, text_id("n")) and (second["query_id"], second["rank"], second["score"]) == (text_id("q", "q:"), None, None)
+    put(tmp_path / "n.csv", "anchor,positive,negative_1,negative_2\n", "q,p,n,m\n")
+    assert recognise(tmp_path / "n.csv") == "st-n-tuple" and Triples.read(tmp_path / "n.csv").texts("negative") == ["n", "m"]
+    # three columns between tabs are texts as they are, unless the caller says that quotes are quotes
+    put(tmp_path / "t.tsv", "query\tpositive\tnegative\n", '"a ""b"" c"\tp\tn\n')
+    assert recognise(tmp_path / "t.tsv") == "tsv" and Triples.read(tmp_path / "t.tsv").texts("query") == ['"a ""b"" c"']
+    assert Triples.read(tmp_path / "t.tsv", format="csv").texts("query") == ['a "b" c']
+    put(tmp_path / "four.tsv", "query\tpositive\tnegative\tsource\n", "q\tp\tn\ts\n")
+    for format in (None, "csv", "tsv"): assert Triples.read(tmp_path / "four.tsv", format=format).sources == ["s"]
+    with pytest.raises(InputError, match="recognised as 'csv', but format='tsv' was given"): Triples.read(tmp_path / "t.csv", format="tsv")
+
+
+def test_a_bad_row_of_a_table_with_names_is_told_with_its_line(tmp_path):
+    lines = [b"query,positive,negative,source,rank", b'q,"p, with', b"", b'a break",n,s,1', b"q,p,n", b'q,"p" x,n,s,1', b"q,p,\xff,s,1", b"q,p,n,s,first", b"q,p,n,,1", b"q,p,m,s,2", b'q,"open,n,s,1']
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(InputError, match=r"t.csv:5: found 3 fields, expected 5 \(query, positive, negative, source, rank\); a text that holds ',' stands between quotes"): Triples.read(path)
+    told = {}
+    parts = list(scan_triples(path, batch=1, rejected=lambda n, why, line: told.update({n: why})))
+    assert sorted(told) == [5, 6, 7, 8, 9, 11] and Triples.concat(parts).texts("positive") == ["p, with\n\na break", "p"]
+    for n, words in {6: "the quotes are not right", 7: "not UTF-8 text", 8: "'rank' is 'first', expected a number", 9: "'source' is empty", 11: "the quotes are not right"}.items(): assert told[n].startswith(f"{path}:{n}: ") and words in told[n]
+    report = check_file(path, batch=1)
+    assert [n for n, _ in report.lines] == sorted(told) and report.rows == 2 and report.problem is None and "line that can't be used" not in repr(report) and "6 lines that can't be used" in repr(report)
+    path.write_bytes(b"query,positive,negative,source\nq,p,n,s")
+    with pytest.raises(InputError, match="t.csv:2: the last line has no end"): Triples.read(path)
+    path.write_bytes(b"query,positive,negative,query\nq,p,n,s\n")
+    with pytest.raises(InputError, match="column 'query' occurs twice"): Triples.read(path)
+    path.write_bytes(b"query,positive,negative\nq,p," + b"n" * 300_000 + b"\n")
+    assert len(Triples.read(path).texts("negative")[0]) == 300_000, "a text may be long"
+
+
+@pytest.mark.parametrize("name", ["msmarco-triples-sample", "nq-triples-sample"])
+def test_real_triples_come_through_a_spreadsheet(shared_data, tmp_path, name):
+    path = shared_data / name / "triples.jsonl.gz"
+    if not path.exists(): pytest.skip(f"{name} is not in the folder of public test collections")
+    t = Triples.read(path)
+    for split in ",\t":
+        t.to_pandas().to_csv(tmp_path / "t.csv", sep=split, index=False)
+        assert Triples.read(tmp_path / "t.csv").table.equals(t.table) and name in FORMATS["csv"].tested
+
+
+def test_cut_and_changed_tables_give_a_table_or_a_clear_error(tmp_path):
+    import random
+    rng, path = random.Random(0), tmp_path / "t.csv"
+    data = pd.DataFrame(dict(query=['a "b"', "c, d"] * 4, positive="é\n\nf", negative="n", source="s", rank=range(8))).to_csv(index=False).encode()
+    for _ in range(150):
+        at = rng.randrange(60, len(data))
+        path.write_bytes(rng.choice([data[:at], data[:at] + rng.choice([b'"', b",", b"\n", b"\xff", b"\0", b"\r"]) + data[at:], data[:at] + data[at + 1:]]))
+        try: Triples.read(path)
+        except InputError as e: assert str(path) in str(e)
+        check_file(path, batch=3)
+
+
+def test_what_is_no_table_says_what_it_is(tmp_path):
+    put(tmp_path / "t.json", json.dumps([dict(query="q", positive="p", negative="n")]))
+    for name in ("t.json", "t.jsonl"):
+        (tmp_path / name).write_text((tmp_path / "t.json").read_text())
+        with pytest.raises(InputError, match=rf"{name}: begins with '\[', as one array of JSON does; expected one object a line: jq -c '\.\[\]' {name} > t.jsonl"): Triples.read(tmp_path / name)
+    put(tmp_path / "t.jsonl.gz", dict(query="q", positive="p", negative="n"))
+    with pytest.raises(InputError, match=r"t.jsonl.gz: is named .gz, but holds no gzip data; rename it \(t.jsonl\)"): Triples.read(tmp_path / "t.jsonl.gz")
+    put(tmp_path / "four.tsv", "a\tb\tc\td\n")
+    with pytest.raises(InputError, match="extension '.tsv' is not known; .*a first line that names the columns, e.g. query,positive,negative,source"): Triples.read(tmp_path / "four.tsv")

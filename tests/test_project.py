@@ -126,6 +126,8 @@ def test_a_damaged_module_is_repaired_and_the_modules_are_those_of_the_notebooks
         assert path.read_bytes() == (exported / name(path)).read_bytes(), f"{name(path)} is not what its notebook exports: run nbdev-export"
     sources = {re.search(r"^#\| default_exp (\w+)", "".join(c["source"]), re.M)[1] for p in LIBRARY for c in cells(p) if "".join(c["source"]).startswith("#| default_exp")}
     assert {p.stem for p in MODULES} == sources, "a module without a notebook, or a notebook without its module"
+    # nothing but the door of python -m is written by hand, because no notebook can be run as it
+    assert {p.name for p in (ROOT / "eci_sem").glob("_*.py")} == {"__init__.py", "__main__.py", "_modidx.py"} and len((ROOT / "eci_sem/__main__.py").read_text().splitlines()) < 10
 
 
 def test_notebooks_are_clean(exported):

@@ -158,6 +158,9 @@ def test_hybrids_by_name_and_none(triples):
     # a pool made beforehand is a hybrid too, and is not pooled again
     pooled = rank_sources(Triples.concat([triples, triples.pool(["bm25", "dense"])]), Stub(), hybrids=None)
     assert pooled.table.loc["bm25+dense", "kind"] == "hybrid"
+    for name in ("bm25+dense", "dense+bm25"):
+        held = rank_sources(Triples.concat([t, t.pool(["bm25", "dense"], name)]), Stub()).table
+        assert set(held.index[held["kind"] == "hybrid"]) == {name, "bm25+llm", "dense+llm"}
 
 
 # what must not move a score
@@ -399,7 +402,7 @@ def test_wrong_triples(triples):
     apart = Triples.concat([triples.select("bm25").take(range(10)), triples.select("dense").take(range(10, 30))])
     with pytest.raises(InputError, match=r"0 of 30 queries are covered by every source, expected at least 2 \(queries of each: bm25: 10, dense: 20\)\. Rank the sources that share queries"): rank_sources(apart, Idle())
     with pytest.raises(InputError, match=r"without 'dense' there would be more"): rank_sources(Triples.concat([triples.select("bm25", "random"), triples.select("dense").take([0])]), Idle())
-    with pytest.raises(InputError, match=r"the triples hold a source 'bm25\+dense' already"): rank_sources(Triples.concat([triples, triples.pool(["bm25", "dense"])]), Idle())
+    with pytest.raises(InputError, match=r"the triples hold a source 'bm25\+dense' already"): rank_sources(Triples.concat([triples, triples.pool(["bm25", "dense"])]), Idle(), hybrids=[("bm25", "dense")])
     frame = triples.to_pandas()
     frame.loc[frame["source"] == "dense", "negative"] = frame["positive"]
     with pytest.raises(InputError, match=r"source 'dense' has no row left after the checks \(30 negative equals the positive\): leave it out"): rank_sources(Triples.from_pandas(frame), Idle())

@@ -509,3 +509,17 @@ def test_a_failed_add_adds_nothing():
     big = [np.tile(x, (200, 1)) for x in (q, p, n)]; big[2][1150, 0] = np.nan
     with pytest.raises(InputError, match="row 1150"): a.add(*big, np.tile(rho, 200), query_block=np.zeros(1200, int))
     assert a.n == before[0] and (a.total == before[1]).all() and (a.block_totals == before[2]).all() and a.sums == before[3]
+
+
+@pytest.mark.parametrize("given, words", [(dict(tau=1e-200, gain="1/tau^2"), "tau is 1e-200, .*from 1e-6 to 1e6"), (dict(tau=1e9), "tau is 1e.09"), (dict(gain=1e308), r"gain is 1e\+308, .*from 1e-12 to 1e15"), (dict(gain=1e-300), "gain is 1e-300")])
+def test_numbers_that_leave_no_digits_are_refused(given, words):
+    with pytest.raises(InputError, match=words): ECIConfig(**given)
+
+
+@pytest.mark.parametrize("given", [dict(tau=1e-6, gain="1/tau^2"), dict(tau=1e6, gain="1/tau^2"), dict(gain=1e15), dict(gain=1e-12)])
+def test_at_the_bounds_there_is_a_score(given):
+    rng = np.random.default_rng(0)
+    q, p, n = (rng.normal(size=(40, 8)) for _ in range(3))
+    for weights in (dict(), dict(consistency="step", locality="none")):
+        score = eci_score(q, p, n, np.ones(40), config=ECIConfig(**given, **weights))
+        assert np.isfinite(score.value) and score.value >= 0

@@ -32,9 +32,9 @@ def rechunked(t, size):
 # doors in
 
 def test_rows_need_only_three_texts():
-    t = Triples.from_rows([dict(query="q", positive="p", negative="n"), dict(query="q", positive="n", negative="p", query_id="7", source="bm25", rank=3, score=1)])
+    t = Triples.from_rows([dict(query="q", positive="p", negative="n"), dict(query="q", positive="n", negative="p", query_id="7", rank=3, score=1)])
     assert t.table.schema.equals(SCHEMA) and tuple(t.table.column_names) == COLUMNS
-    assert t.sources == ["negatives", "bm25"] and t.query_ids == [text_id("q", "q:"), "7"]
+    assert t.sources == ["negatives"] and t.query_ids == [text_id("q", "q:"), "7"]
     first, second = t.table.to_pylist()
     assert first["positive_id"] == second["negative_id"] == "p:" + sha256_text("p")[:16] # the same passage, the same id in either role
     assert (first["rank"], first["score"], second["rank"], second["score"]) == (None, None, 3, 1.0)
@@ -64,9 +64,9 @@ def test_categories_from_pandas():
 
 
 def test_lists_of_negatives_become_rows():
-    rows = [dict(query="q", positive="p", negatives=["a", "b"], source="s"), dict(query="r", positive="p", negatives=["c"])]
+    rows = [dict(query="q", positive="p", negatives=["a", "b"], source="s"), dict(query="r", positive="p", negatives=["c"], source="t")]
     t = Triples.from_rows(rows)
-    assert t.texts("negative") == ["a", "b", "c"] and t.texts("query") == ["q", "q", "r"] and t.sources == ["s", "negatives"]
+    assert t.texts("negative") == ["a", "b", "c"] and t.texts("query") == ["q", "q", "r"] and t.sources == ["s", "t"]
     assert Triples.from_pandas(pd.DataFrame(rows)).table.equals(t.table)
 
 
@@ -171,8 +171,8 @@ GOOD = '{"query": "q", "positive": "p", "negative": "n"}\n'
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("t.csv", b"query,positive", r"t.csv: extension '.csv' is not known; expected .parquet, .jsonl or .jsonl.gz; read it with pandas: Triples.read\(pd.read_csv\(path\)\)\."),
-    ("t.txt", b"hello", r"t.txt: extension '.txt' is not known; expected .parquet, .jsonl or .jsonl.gz, or the name or content of another format \(eci_sem.formats.formats_table\(\) lists them\)"),
+    ("t.csv", b"query,positive", r"t.csv: extension '.csv' is not known; expected .parquet, .jsonl or .jsonl.gz, or the content of another format .*a first line that names the columns"),
+    ("t.txt", b"hello", r"t.txt: extension '.txt' is not known; expected .parquet, .jsonl or .jsonl.gz, or the content of another format \(the guide 'formats' lists them\)"),
     ("t", b"", r"extension '' is not known"),
     ("t.parquet", None, r"t.parquet: no such file"),
     ("t.jsonl", None, r"t.jsonl: no such file"),
@@ -180,7 +180,7 @@ GOOD = '{"query": "q", "positive": "p", "negative": "n"}\n'
     ("t.jsonl", b"", r"t.jsonl: the file is empty"),
     ("t.jsonl", b"\n", r"t.jsonl: holds no rows"),
     ("t.parquet", b"not parquet at all", r"t.parquet: not a readable Parquet file .*write it again or fetch it again"),
-    ("t.jsonl.gz", b"not gzip", r"t.jsonl.gz: damaged gzip data"),
+    ("t.jsonl.gz", b"not gzip", r"t.jsonl.gz: is named .gz, but holds no gzip data; rename it \(t.jsonl\)"),
     ("t.jsonl", GOOD + '{"query": "q" "positive": "p"}', r"t.jsonl:2: not valid JSON"),
     ("t.jsonl", GOOD + '\n"text"', r"t.jsonl:3: found a JSON str, expected an object"),
     ("t.jsonl", '{"positive": "p", "negative": "n"}', r"t.jsonl:1: key 'query' is missing; found 'positive', 'negative', expected a string"),
@@ -365,7 +365,7 @@ COLLECTION = Collection("animals", {"a": "Dogs bark.", "b": "They fetch.", "c": 
 
 def slow_check(t, collection=None):
     "One row at a time, straight from the definitions."
-    rows, found, seen = t.table.to_pylist(), {}, Counter()
+    rows, found = t.table.to_pylist(), {}
     for i, r in enumerate(rows):
         known_ids, known_texts = set(), set()
         for other in rows:
@@ -374,8 +374,9 @@ def slow_check(t, collection=None):
             for q, text in collection.queries.items():
                 if q == r["query_id"] or normalise(text) == normalise(r["query"]):
                     known_ids |= collection.relevant(q); known_texts |= {normalise(collection.corpus[d]) for d in collection.relevant(q)}
-        key = (r["query_id"], r["query"], r["positive"], r["negative"], r["source"])
-        copies = seen[key]; seen[key] += 1
+        key = lambda x: (x["query_id"], x["query"], x["positive"], x["negative"], x["source"])
+        place = lambda k: (float("inf") if rows[k]["rank"] is None else rows[k]["rank"], k)
+        copies = sum(key(x) == key(r) and place(k) < place(i) for k, x in enumerate(rows))
         def unknown(i_, text, table, prefix):
             return i_ not in table and not (i_ == prefix + sha256_text(text)[:16] and normalise(text) in map(normalise, table.values()))
         if not all(r[c].strip() for c in ("query", "positive", "negative")): found[i] = CHECKS[0]
@@ -385,13 +386,14 @@ def slow_check(t, collection=None):
         elif copies >= len(r["source"].split("+")): found[i] = CHECKS[4]
         elif collection is not None and (unknown(r["query_id"], r["query"], collection.queries, "q:") or unknown(r["positive_id"], r["positive"], collection.corpus, "p:")
             or not r["negative_id"].startswith("llm:") and unknown(r["negative_id"], r["negative"], collection.corpus, "p:")): found[i] = CHECKS[5]
+        elif len({normalise(x["query"]) for x in rows if x["query_id"] == r["query_id"]}) > 1: found[i] = CHECKS[6]
     return found
 
 
 texts = st.sampled_from(["Dogs bark.", "dogs  BARK.", "They fetch.", "Cats purr.", "Fish swim.", "Cows moo.", "", " \n"])
 ids = st.sampled_from(["a", "b", "c", "a2", "d", "zz", "llm:1", None])
 rows = st.fixed_dictionaries(dict(query=st.sampled_from(["what do dogs do", "What do dogs  do", "what do cats do", "other", " "]), positive=texts, negative=texts,
-    query_id=st.sampled_from(["1", "2", "3", "9", None]), positive_id=ids, negative_id=ids, source=st.sampled_from(["bm25", "llm", "bm25+llm"])))
+    query_id=st.sampled_from(["1", "2", "3", "9", None]), positive_id=ids, negative_id=ids, source=st.sampled_from(["bm25", "llm", "bm25+llm"]), rank=st.sampled_from([None, 1, 2])))
 
 
 @given(rows=st.lists(rows, min_size=1, max_size=12), collection=st.sampled_from([None, COLLECTION]), size=st.integers(1, 12))
@@ -427,7 +429,7 @@ def test_generated_negatives_are_told_not_blamed():
 
 
 def test_a_report_prints_counts_and_examples():
-    t = Triples.from_rows([{**ROW, "negative": "p", "query": "<b>" + "long " * 30}] * 5 + [ROW])
+    t = Triples.from_rows([{**ROW, "negative": "p", "query": "<b>" + "long " * 30}] * 5 + [{**ROW, "query_id": "2"}])
     report = t.check()
     assert report.frame().loc["negative equals the positive"].to_dict() == {"s": 5, "all": 5} and list(report.frame().index) == list(CHECKS)
     text = repr(report)
@@ -477,3 +479,94 @@ def test_a_real_collection_flags_its_own_relevant_passages(shared_data):
     bare = fine.to_pandas()[["query", "positive", "negative"]] # without ids: known by their texts
     assert Triples.from_pandas(bare).check(scifact).ok
     assert Triples.from_pandas(bare.assign(query_id="no such query")).check(scifact).counts == {"unknown id": {"negatives": len(bare)}}
+
+
+# sources that are not told, or told in two ways
+
+NAMED = [dict(query=f"q{i}", positive=f"p{i}", negative=f"n{i}", source="ab"[i % 2]) for i in range(6)]
+
+
+@pytest.mark.parametrize("empty", [None, "", "  ", float("nan")])
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet", "t.csv", "frame", "rows"])
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_row_without_a_source_among_others_is_refused(tmp_path, empty, name, at):
+    rows = [dict(r) for r in NAMED]
+    rows[at]["source"] = None if empty != empty else empty
+    frame, path = pd.DataFrame(rows), tmp_path / name
+    if empty != empty: frame.loc[at, "source"] = np.nan
+    if name == "t.jsonl": path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    elif name == "t.parquet": frame.to_parquet(path)
+    elif name == "t.csv": frame.to_csv(path, index=False)
+    place = f":{at + 1}:" if name == "t.jsonl" else f":{at + 2}:" if name == "t.csv" else rf"row {at} \(counting from 0\):"
+    read = dict(frame=lambda **o: Triples.from_pandas(frame, **o), rows=lambda: Triples.from_rows(rows)).get(name, lambda **o: Triples.read(path, **o))
+    with pytest.raises(InputError, match=place + " 'source' is empty, and other rows have one; give each row its source, or leave the column out"): read()
+    if name != "rows": assert read(source="mine").sources == ["mine"], "who names the source needs none in the rows"
+    for r in rows: r["source"] = None
+    assert Triples.from_rows(rows).sources == ["negatives"]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 100])
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
+def test_a_row_without_a_source_is_one_bad_row_of_a_check(tmp_path, batch, name):
+    from eci_sem.checks import check_file
+    def checked(at):
+        frame = pd.DataFrame([dict(r, source=None if i == at else r["source"]) for i, r in enumerate(NAMED)])
+        frame.to_parquet(tmp_path / name) if name == "t.parquet" else frame.to_json(tmp_path / name, orient="records", lines=True)
+        return check_file(tmp_path / name, batch=batch)
+    report = checked(3)
+    assert report.problem is None and report.rows == 5 and [n for n, _ in report.lines] == [3 if name == "t.parquet" else 4] and "'source' is empty" in report.lines[0][1]
+    assert "'source' is empty" in checked(0).problem, "which rows are wrong can't be told where the first has none"
+
+
+def test_names_that_differ_by_case_or_blanks_are_told():
+    t = Triples.from_rows([dict(r, source=s) for r, s in zip(NAMED, ["lexical", "lexical ", "LEXICAL", "other", "other", "other"])])
+    assert t.sources == ["lexical", "lexical ", "LEXICAL", "other"]
+    assert "the sources 'lexical', 'lexical ' and 'LEXICAL' differ by case or blanks alone, and count as 3 sources" in repr(t.check())
+    assert "differ by case" not in repr(Triples.from_rows(NAMED).check())
+
+
+def test_a_query_id_of_several_texts_is_counted_and_dropped():
+    rows = [dict(r, query_id=str(i // 2)) for i, r in enumerate(NAMED)]
+    rows[1]["query"] = " Q0"
+    report = Triples.from_rows(rows).check()
+    assert report.counts == {"query id of several texts": {"a": 2, "b": 2}} and report.found["query id of several texts"].tolist() == [2, 3, 4, 5], "case and spacing make no other text"
+    assert Triples.from_rows(rows).clean().query_ids == ["0"]
+
+
+def test_of_equal_rows_the_lowest_rank_stays():
+    rows = [dict(NAMED[0], rank=r, score=s) for r, s in ((7, 0.1), (None, 0.2), (2, 0.3), (5, 0.4))]
+    for order in ((0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2)):
+        t = Triples.from_rows([rows[k] for k in order]).clean()
+        assert len(t) == 1 and t.column("rank").tolist() == [2] and t.dropped == {"a": {"duplicate row": 3}}
+    pooled = Triples.from_rows([dict(r, source="a+b") for r in rows]).clean()
+    assert sorted(pooled.column("rank")) == [2, 5], "a pool holds a passage once for each part"
+
+
+# what is no table
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: Triples.read(NAMED), r"found list, .*for dictionaries take Triples.from_rows\(rows\)"),
+    (lambda: Triples.read(dict(query=["q"])), r"found dict, .*take Triples.read\(pd.DataFrame\(data\)\)"),
+    (lambda: Triples.from_pandas(NAMED), "from_pandas: found list, expected a data frame; take Triples.from_rows for dictionaries"),
+    (lambda: Triples.from_pandas("t.jsonl"), "from_pandas: found str, expected a data frame; .*Triples.read for a file"),
+    (lambda: Triples.from_rows("t.jsonl"), "from_rows: found str, expected a list of dictionaries; .*Triples.read"),
+    (lambda: Triples.from_rows(pd.DataFrame(NAMED)), "from_rows: found DataFrame, expected a list of dictionaries; .*Triples.read"),
+    (lambda: Triples.from_rows(NAMED[0]), "from_rows: found dict, expected a list of dictionaries"),
+    (lambda: Triples.concat(["t.jsonl"]), r"concat: found str, expected Triples; read each file first: Triples.concat\(map\(Triples.read, files\)\)"),
+    (lambda: Triples.read(pd.DataFrame(NAMED).rename(columns=dict(positive="pos", negative="neg"))), r"row 0 \(counting from 0\): 'pos' is str, expected a list of strings, for the columns query, pos and neg are read as FlagEmbedding's; if each holds one text, name them positive and negative"),
+])
+def test_what_is_no_table_is_sent_to_the_right_door(call, message):
+    with pytest.raises(InputError, match=message): call()
+
+
+def test_a_stream_of_datasets_is_sent_to_another_door():
+    data = pytest.importorskip("datasets").Dataset.from_pandas(pd.DataFrame(NAMED)).to_iterable_dataset()
+    with pytest.raises(InputError, match=r"IterableDataset is a stream and no table; take Triples.from_rows\(data\)"): Triples.read(data)
+    assert len(Triples.from_rows(data)) == 6
+
+
+def test_triples_of_another_collection_are_told():
+    t = Triples.from_rows(NAMED)
+    report = t.check(COLLECTION)
+    assert "these triples carry no ids of collection 'animals', and where they carry none at all their texts are not in it either: give the collection that they come from, or none" in repr(report)
+    assert "carry no ids" not in repr(Triples.concat([t, Triples.from_rows([dict(query="what do dogs do", positive="Dogs bark.", negative="Cats purr.", source="a")])]).check(COLLECTION)), "where the texts are in it, ids are not needed"
