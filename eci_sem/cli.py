@@ -500,7 +500,7 @@ def _models(args: argparse.Namespace) -> int:
 
 def _cache(args: argparse.Namespace) -> int:
     from eci_sem.bm25 import bm25_indexes, prune_bm25
-    from eci_sem.cache import cache_prune, cache_sizes, cache_stores, cache_verify
+    from eci_sem.cache import cache_parts, cache_prune, cache_stores, cache_verify
     if args.action != "prune":
         for flag, given in (("--older-than", args.older_than is not None), ("--damaged", args.damaged), ("--dry-run", args.dry_run)):
             if given: raise InputError(f"{flag} has no effect on cache {args.action}; leave it out, or say cache prune.")
@@ -513,9 +513,9 @@ def _cache(args: argparse.Namespace) -> int:
     indexes = lambda check: bm25_indexes(check=check) if args.encoder is None else []
     below = lambda lines: ["", f"{'BM25 index':<36}  {'passages':>12}  {'on disk':>12}  {'days':>7}", *lines] if lines else []
     if args.action == "info":
-        stores, kept, parts = cache_stores(encoder=args.encoder), indexes(False), cache_sizes()
+        stores, kept, parts = cache_stores(encoder=args.encoder), indexes(False), cache_parts()
         lines = [head, *(f"{row(s)}  {s.state}" for s in stores)] if stores else ["no embeddings are cached"]
-        return _say(args, "\n".join([*lines, *below([f"{index(i)}  {i.state}" for i in kept]), "", *(f"{name:<12}  {size(n):>12}" for name, n in parts.items())]).rstrip(), lambda: dict(stores=[plain(s) for s in stores], bm25=[plain(i) for i in kept], parts=parts))
+        return _say(args, "\n".join([*lines, *below([f"{index(i)}  {i.state}" for i in kept]), "", *(f"{p.name:<12}  {size(p.bytes):>12}  {p.folder}" for p in parts)]).rstrip(), lambda: dict(stores=[plain(s) for s in stores], bm25=[plain(i) for i in kept], parts={p.name: p.bytes for p in parts}, folders={p.name: str(p.folder) for p in parts}))
     if args.action == "verify":
         found, kept = cache_verify(encoder=args.encoder), indexes(True)
         lines = [f"{row(v.store)}  {v.store.state if v.store.state != 'ok' else f'{v.bad:,} bad, made again when asked for' if v.bad else 'sound'}" for v in found]

@@ -215,8 +215,7 @@ def _hybrid_parts(hybrids: Any, sources: list[str], control: str | None) -> dict
     pooled = {s for s in sources if "+" in s and set(s.split("+")) <= set(sources)}
     if isinstance(hybrids, str):
         if hybrids != "pairs": raise InputError(f"hybrids is {hybrids!r}, expected 'pairs', None, or a list of tuples of sources such as [('bm25', 'llm')].")
-        made = {frozenset(s.split("+")) for s in pooled} # by whoever wrote the file
-        hybrids = (p for p in combinations(sorted(s for s in sources if s != control and s not in pooled), 2) if frozenset(p) not in made)
+        hybrids = (p for p in combinations(sorted(s for s in sources if s != control and s not in pooled), 2) if not {"+".join(p), "+".join(p[::-1])} & pooled) # those are made
     found = {}
     for parts in hybrids:
         parts = tuple(parts.split("+")) if isinstance(parts, str) else tuple(parts)

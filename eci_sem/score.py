@@ -426,7 +426,7 @@ class Calibration:
     def __post_init__(self):
         if self.form not in ("normal", "logistic", "kde"): raise unknown_name("form", self.form, ("normal", "logistic", "kde"))
         for k in ("sd1", "sd0"): _positive(k, getattr(self, k), "similarities that are all equal can't be calibrated on")
-        if not self.mu1 > self.mu0: raise InputError(f"labelled pairs are no more similar (mean {self.mu1:.4f}) than unrelated ones (mean {self.mu0:.4f}): this encoder can't tell them apart, so nothing can be calibrated; check that row i of p answers row i of q.")
+        if not self.mu1 > self.mu0: raise InputError(f"labelled pairs are no more similar (mean {self.mu1:.4f}) than unrelated ones (mean {self.mu0:.4f}): this encoder can't tell them apart, so nothing can be calibrated; check that every positive stands with its own query (row i of p with row i of q), and that the texts are not alike up to where the encoder cuts them.")
         if self.form == "kde" and self.grid is None: raise InputError("a kernel density needs the similarities themselves: make it with calibrate(q, p, form='kde').")
 
     def _ratio(self, s: np.ndarray) -> np.ndarray:
