@@ -66,9 +66,9 @@ def frame(n=30, **sources):
 
 
 class Read:
-    "Reads ten characters of a text."
+    "Reads ten characters of a text, and the first two twice."
     dim = 16
-    def _vector(self, text): return np.random.default_rng(list(text[:10].encode())).normal(size=16)
+    def _vector(self, text): return sum(np.random.default_rng(list(text[:n].encode())).normal(size=16) for n in (2, 10)) # texts that begin alike lie near each other
     def encode_queries(self, texts): return np.stack([self._vector(t) for t in texts])
     encode_passages = encode_queries
 

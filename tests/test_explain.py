@@ -253,7 +253,7 @@ def test_a_sentence_says_which_way():
     down = made_of([0.1, 0, -0.4, 0, 0], [0.6, 0.5, 0.3, 0.5, np.nan], -0.3, False)
     assert down == "x scores 0.300 [0.280, 0.320] below y (0.700 and 1.000), not significantly; most of it is residuality (x0.67: its negatives repeat more of the query's wording); against it works consistency (x1.11: the encoder is surer that its labels are right)."
     assert "by how it goes together with the other factors" in made_of([0.3, 0, 0, 0, 0], [0.4, 0.5, 0.5, 0.5, np.nan], 0.3)
-    assert "most of it is diversity (its residuals repeat fewer directions)" in made_of([0, 0, 0, 0, 0.3], [0.5] * 4 + [np.nan], 0.3)
+    assert "most of it is diversity (the concave score takes less from its trace)" in made_of([0, 0, 0, 0, 0.3], [0.5] * 4 + [np.nan], 0.3)
 
 
 def test_errors_of_explain(ranking):

@@ -200,8 +200,8 @@ def test_a_positive_of_one_file_is_no_negative_in_another(tmp_path):
     held = rank_sources(whole, Digest(), hybrids=None, metrics=["eci_sem"], progress=False, resamples=50)
     assert held.dropped.query("reason == 'negative is a known relevant passage'")["rows"].sum() == 20
     one = rank_files([whole.write(tmp_path / "all.jsonl")], Digest(), resamples=50)
-    parts = [Triples.from_rows([r for r in rows if r["positive"].endswith(str(k))]).write(tmp_path / f"{k}.parquet") for k in (0, 1)]
-    cut = rank_files(parts, Digest(), resamples=50)
+    for k in (0, 1): Triples.from_rows([r for r in rows if r["positive"].endswith(str(k))]).write(tmp_path / f"{k}.parquet")
+    cut = rank_files([tmp_path / "[01].parquet"], Digest(), resamples=50)
     for found in (one, cut):
         assert found.table["value"].to_dict() == pytest.approx(held.table["value"].to_dict(), rel=1e-9) and found.table["n"].to_dict() == held.table["n"].to_dict()
         assert found.dropped.query("reason == 'negative is a known relevant passage'")["rows"].sum() == 20

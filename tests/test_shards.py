@@ -341,9 +341,11 @@ def test_whatever_reads_files_refuses_an_address_without_its_key(tmp_path, capsy
     given = "s3://KEYNAME:SECRETWORD@bucket/x.parquet?region=r"
     told = "s3://bucket/x.parquet: is an address, where a file of this machine is needed: copy it here. Triples in a store are read by the workers of a cluster (eci-sem rank --stream --engine ray)."
     path = some_triples(3).write(tmp_path / "x.jsonl")
-    for command in (["rank", str(path), given], ["rank", str(path), given, "--stream"], ["rank", given, "--engine", "ray"], ["check", given]):
+    for command in (["rank", str(path), given], ["rank", str(path), given, "--stream"], ["check", given]):
         assert main([*command, *(["--encoder", "glove"] if command[0] == "rank" else [])]) == 2
         assert capsys.readouterr().err == f"eci-sem: {told}\n"
+    from eci_sem.cli import _shards_alone
+    assert _shards_alone([given]) and not _shards_alone([str(path)]) # on a cluster they are read where they are
     assert check_file(given).problem == told
     for read in (Triples.read, lambda x: Triples.read(Path(x)), open_text, lambda x: list(read_jsonl(x))):
         with pytest.raises(InputError) as e: read(given)
