@@ -366,7 +366,7 @@ def json_object(
     "The JSON object of a line. Raises `InputError`. [ours]"
     try: row = json.loads(decode_line(line, path, number))
     except InputError: raise
-    except (ValueError, RecursionError) as e: raise InputError(f"{path}:{number}: not valid JSON ({getattr(e, 'msg', None) or ('nested too deeply' if isinstance(e, RecursionError) else str(e).splitlines()[0])}); expected one JSON object a line.") from None
+    except (ValueError, RecursionError) as e: raise InputError(f"{path}:{number}: not valid JSON ({e.msg.removesuffix(' at') + f', character {e.colno}' if isinstance(e, json.JSONDecodeError) else 'nested too deeply' if isinstance(e, RecursionError) else str(e).splitlines()[0]}); expected one JSON object a line.") from None
     if not isinstance(row, dict): raise InputError(f"{path}:{number}: found a JSON {type(row).__name__}, expected an object.")
     return row
 

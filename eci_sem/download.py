@@ -30,7 +30,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from .collection import InputError, write_text
+from .collection import InputError, _NO_SPACE, write_text
 
 # %% ../nbs/00a_download.ipynb #d0000005
 @dataclass(frozen=True)
@@ -101,7 +101,6 @@ def persist(
             time.sleep(pause)
 
 # %% ../nbs/00a_download.ipynb #d0000008
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DIGESTS = {"sha256": 64, "md5": 32, "git": 40}
 
 def digest(

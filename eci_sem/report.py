@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from .collection import InputError, write_text
 from .download import digest
 from .results import answer, read_manifest
-from .tables import CSV_COLUMNS
+from .tables import CSV_COLUMNS, _csv
 from .verdicts import CLAIMS, NOTEBOOKS, verdict_table
 
 # %% ../nbs/10c_report.ipynb #b40ecced
@@ -254,7 +254,7 @@ def _read_table(path: Path) -> _Saved | str: # or what is wrong with it
                 names, total = [c for c in f.schema_arrow.names if not c.startswith("run_")], f.metadata.num_rows
                 if total > ALL_ROWS: frame = next(f.iter_batches(SHOWN_ROWS, columns=names)).to_pandas()
                 else: frame = f.read(columns=names).to_pandas()
-            text = frame.to_csv(index=False, lineterminator="\n")
+            text = _csv(frame).decode()
             if total <= ALL_ROWS: data = text.encode()
             rows = [*_csv_rows(io.StringIO(text, newline=""))]
         elif path.stat().st_size > LONG_CSV:

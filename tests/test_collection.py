@@ -111,12 +111,13 @@ def test_normalise_ignores_white_space_and_ascii_case(text):
 # JSONL
 
 @pytest.mark.parametrize("text, message", [
-    ('{"a": "x"}\n{"a" 2}\n', r"f.jsonl:2: not valid JSON \(Expecting ':' delimiter\); expected one JSON object a line"),
+    ('{"a": "x"}\n{"a" 2}\n', r"f.jsonl:2: not valid JSON \(Expecting ':' delimiter, character 6\); expected one JSON object a line"),
     ('\n\n[1]\n', r"f.jsonl:3: found a JSON list, expected an object"),
     ('{"b": "x"}\n', r"f.jsonl:1: key 'a' is missing; found 'b'"),
     ('{"a": "x"}\n{"a": 3}\n', r"f.jsonl:2: 'a' is int, expected a string"),
     ('\n \n', r"f.jsonl: holds no rows"),
     ('', r"f.jsonl: the file is empty"),
+    ('{"a": "x\ty"}\n', r"f.jsonl:1: not valid JSON \(Invalid control character, character 9\)"),
     ('[' * 100_000, r"f.jsonl:1: not valid JSON"),
 ])
 def test_jsonl_errors_name_the_line(tmp_path, text, message):
