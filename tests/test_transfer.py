@@ -176,18 +176,23 @@ def test_a_loss_that_is_no_number_is_an_error():
         r = tr.Recipe(batch_size=4, in_batch=False)
         tr.fine_tune(static_model(), *tr.training_rows(data, "none", r), r)
 
+def interrupted_at(step, monkeypatch):
+    "Training is interrupted once, at this step; the steps that were begun are counted in the list."
+    from transformers import Trainer
+    real, steps = Trainer.training_step, []
+    def count(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == step: raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+    monkeypatch.setattr(Trainer, "training_step", count)
+    return steps
+
 def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     data, recipe = tr.training_data(toy_triples(toy())), tr.Recipe(epochs=3, batch_size=4, learning_rate=0.02)
     rows, sizes = tr.training_rows(data, "llm", recipe)
     whole, cut = static_model(), static_model()
     tr.fine_tune(whole, rows, sizes, recipe)
-    from transformers import Trainer
-    real, steps = Trainer.training_step, []
-    def step(self, *args, **kwargs):
-        steps.append(1)
-        if len(steps) == 7: raise KeyboardInterrupt
-        return real(self, *args, **kwargs)
-    monkeypatch.setattr(Trainer, "training_step", step)
+    steps = interrupted_at(7, monkeypatch)
     with pytest.raises(KeyboardInterrupt): tr.fine_tune(cut, rows, sizes, recipe, checkpoints=tmp_path / "c", save_steps=2)
     again = static_model()
     tr.fine_tune(again, rows, sizes, recipe, checkpoints=tmp_path / "c", save_steps=2)
@@ -200,13 +205,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_left_for_the_one_before
     rows, sizes = tr.training_rows(data, "llm", recipe)
     whole, cut, c = static_model(), static_model(), tmp_path / "c"
     tr.fine_tune(whole, rows, sizes, recipe)
-    from transformers import Trainer
-    real, steps = Trainer.training_step, []
-    def step(self, *args, **kwargs):
-        steps.append(1)
-        if len(steps) == 5: raise KeyboardInterrupt
-        return real(self, *args, **kwargs)
-    monkeypatch.setattr(Trainer, "training_step", step)
+    steps = interrupted_at(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt): tr.fine_tune(cut, rows, sizes, recipe, checkpoints=c, save_steps=2)
     def halve(name): return lambda p: os.truncate(p / name, (p / name).stat().st_size // 2)
     def left(p):
