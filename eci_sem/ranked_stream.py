@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .bootstrap import BLOCKS, block_scores, correct_draws, resample_counts
+from .bootstrap import BLOCKS, correct_draws, resample_counts
 from .checks import FileReport, _in_all, _isin, _Lengths, _Unique, _first_look, _merge_known, as_encoder
 from .collection import Collection, InputError, existing
 from .encoders import Encoder, asked_fast, sampled_queries
@@ -96,8 +96,7 @@ def compare_sums(
     "Intervals, ranks and ties from the sums of query blocks, without a triple. [ours]"
     first = next(iter(sums.values()))
     counts = resample_counts(first.blocks, resamples, seed)
-    gain = first.config.gain_for(first.dim)
-    draws, bias = correct_draws(values, np.stack([block_scores(a.block_totals, a.block_counts, counts, a.dim, gain) for a in sums.values()], 1), gain)
+    draws, bias = correct_draws(values, np.stack([a.block_scores(counts) for a in sums.values()], 1), first.config.gain_for(first.dim))
     return *_compare(list(sums), kinds, values, draws, bias, alpha, first.blocks), draws
 
 def _checked(config: ECIConfig | None, **options: Any) -> ECIConfig:
