@@ -1054,6 +1054,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'eci_sem.shards._Object': ('shards.html#_object', 'eci_sem/shards.py'),
                                 'eci_sem.shards._accessor': ('shards.html#_accessor', 'eci_sem/shards.py'),
                                 'eci_sem.shards._folder': ('shards.html#_folder', 'eci_sem/shards.py'),
+                                'eci_sem.shards._holds_files': ('shards.html#_holds_files', 'eci_sem/shards.py'),
+                                'eci_sem.shards._is_pattern': ('shards.html#_is_pattern', 'eci_sem/shards.py'),
                                 'eci_sem.shards._objects': ('shards.html#_objects', 'eci_sem/shards.py'),
                                 'eci_sem.shards._of_folder': ('shards.html#_of_folder', 'eci_sem/shards.py'),
                                 'eci_sem.shards._rows': ('shards.html#_rows', 'eci_sem/shards.py'),

@@ -135,6 +135,10 @@ def _objects(address: str) -> list[Shard]: # one, those in a folder, or those th
     name = unquote(shown_address(base))
     return [Shard(name + i[len(path):], _Object(store, i)) for i in inside]
 
+def _holds_files(path: Path) -> bool: return path.is_dir() and not any((path / n).exists() for n in ("state.json", "dataset_dict.json")) # and is no saved data set
+
+def _is_pattern(path: Path) -> bool: return any(c in str(path) for c in "*?[") and not path.exists()
+
 def _shards(given: Any) -> list[Shard]:
     if is_address(given) and isinstance(given, str): return _objects(given) # a Path has lost a slash of it
     if is_dataset(given): raise InputError("a data set is in a list of shards; give it alone, several joined by its union().")
@@ -143,8 +147,8 @@ def _shards(given: Any) -> list[Shard]:
         return [s for part in given for s in _shards(part)]
     path = Path(given)
     if is_address(path): existing(path)
-    if path.is_dir() and not any((path / n).exists() for n in ("state.json", "dataset_dict.json")): found = _of_folder([str(p) for p in path.iterdir() if p.is_file()], str(path))
-    elif not any(c in str(path) for c in "*?[") or path.exists(): found = [str(path)]
+    if _holds_files(path): found = _of_folder([str(p) for p in path.iterdir() if p.is_file()], str(path))
+    elif not _is_pattern(path): found = [str(path)]
     elif not (found := sorted(glob.glob(str(path), recursive=True))): raise InputError(f"{path}: no file fits this pattern.")
     return [Shard(p, p) for p in (os.path.abspath(existing(n)) for n in found)]
 
@@ -161,9 +165,7 @@ def file_parts(
     found: list[str] = []
     together: set[str] = set()
     for file in files:
-        path = Path(file)
-        folder = path.is_dir() and not any((path / n).exists() for n in ("state.json", "dataset_dict.json"))
-        if is_address(file) or path.exists() and not folder or not folder and not any(c in str(file) for c in "*?["): found.append(str(file)); continue
+        if is_address(file) or not (_holds_files(Path(file)) or _is_pattern(Path(file))): found.append(str(file)); continue
         parts = [s.at for s in _shards(file)]
         found += parts; together |= set(parts)
     return found, together
